@@ -1,0 +1,125 @@
+"""Adapters on a family: their differences added to the weights and their words taught to the text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..models.family import Denoiser, Family
+from ..models.text import TextEncoder
+from .file import Adapter
+
+
+@dataclass(frozen=True)
+class Personalised:
+    """A family's student or teacher with adapters on.
+
+    rows: every adapter's token rows in order, (n, width), or None without adapters.
+    """
+
+    family: Family
+    denoiser: Denoiser
+    encoder: TextEncoder
+    rows: Tensor | None
+    placeholders: dict[str, str]
+
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """Text features (B, 77, width) of prompts that may use the adapters' placeholders."""
+        return self.encoder(prompts, self.rows)
+
+
+@contextmanager
+def personalised(
+    family: Family,
+    adapters: Sequence[Adapter] = (),
+    strengths: Sequence[float] = (),
+    *,
+    role: str = "student",
+    any_base: bool = False,
+) -> Iterator[Personalised]:
+    """Put adapters on for the duration of the block; afterwards every weight is the very tensor it was.
+
+    strengths: one for each adapter (default 1): scales the weight differences, and moves the token's rows from the mean
+        of the class noun (0) to what was learned (1). Strength 0 leaves the base model's weights exactly.
+    any_base: accept an adapter trained on another checkpoint of the same shapes.
+    Raises InputError where placeholders repeat, a role differs, or an adapter does not belong to this base model.
+    """
+    strengths = list(strengths) or [1.0] * len(adapters)
+    if len(strengths) != len(adapters):
+        raise InputError(f"{len(strengths)} strengths were given for {len(adapters)} adapters; expected one each.")
+    denoiser = family.student if role == "student" else family.teacher
+    if denoiser is None:
+        raise InputError("the teacher was asked for but not loaded; give its checkpoint.")
+    placeholders: dict[str, str] = {}
+    for adapter in adapters:
+        _check_fit(adapter, family, denoiser, role, any_base)
+        if adapter.placeholder in placeholders:
+            raise InputError(
+                f"two adapters share the placeholder {adapter.placeholder}; train one of them with another placeholder."
+            )
+        placeholders[adapter.placeholder] = adapter.class_noun
+    encoder = family.text.with_placeholders({a.placeholder: len(a.rows) for a in adapters})
+    weights = denoiser.unet.state_dict()
+    changed: dict[str, Tensor] = {}
+    for adapter, strength in zip(adapters, strengths, strict=True):
+        for name, delta in adapter.unet_deltas(family.architecture, weights).items():
+            if delta.shape != weights[name].shape:
+                raise InputError(
+                    f"{adapter.origin}: {name} has shape {tuple(delta.shape)}; this model has "
+                    f"{tuple(weights[name].shape)}. It was trained on another base model."
+                )
+            if strength != 0:
+                start = changed.get(name, weights[name].float())
+                changed[name] = start + strength * delta.to(start.device)
+    rows = [_rows(family.text, a, s) for a, s in zip(adapters, strengths, strict=True)]
+    kept: dict[str, nn.Parameter] = {}
+    try:
+        for name, value in changed.items():
+            kept[name] = _swap(denoiser.unet, name, nn.Parameter(value.to(weights[name].dtype), requires_grad=False))
+        yield Personalised(family, denoiser, encoder, torch.cat(rows) if rows else None, placeholders)
+    finally:
+        for name, parameter in kept.items():
+            _swap(denoiser.unet, name, parameter)
+
+
+def _rows(encoder: TextEncoder, adapter: Adapter, strength: float) -> Tensor:
+    start = encoder.noun_rows(adapter.class_noun, len(adapter.rows))
+    # lerp is exact at both ends, which start + strength * (end - start) is not.
+    return torch.lerp(start, adapter.rows.to(start), strength)
+
+
+def _check_fit(adapter: Adapter, family: Family, denoiser: Denoiser, role: str, any_base: bool) -> None:
+    meta = adapter.metadata
+    if adapter.role != role:
+        raise InputError(
+            f"{adapter.origin} belongs to the {adapter.role}, but the {role} is to wear it; choose the other file."
+        )
+    if adapter.rows.shape[1] != family.text.width:
+        raise InputError(
+            f"{adapter.origin} has token rows {adapter.rows.shape[1]} wide, but this model reads text "
+            f"{family.text.width} wide; it was trained on another base model ({meta.get('base_model', 'unknown')})."
+        )
+    if any_base:
+        return
+    for key, found, what in (
+        ("base_fingerprint", denoiser.fingerprint, f"{role} {denoiser.origin}"),
+        ("text_fingerprint", family.text_fingerprint, "text encoder"),
+    ):
+        if meta[key] != found:
+            raise InputError(
+                f"{adapter.origin} was trained on another base model ({meta.get('base_model', 'unknown')}, fingerprint "
+                f"{meta[key]}) than this {what} (fingerprint {found}); load that one, or allow it with --any-base."
+            )
+
+
+def _swap(root: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+    path, _, leaf = name.rpartition(".")
+    module = root.get_submodule(path)
+    old = getattr(module, leaf)
+    setattr(module, leaf, parameter)
+    return old

@@ -1,0 +1,139 @@
+"""Exports for tools that know no difference keys: a plain low-rank LoRA, a token file, a merged diffusers folder."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import write_text
+from ..models.architectures import Architecture
+from ..models.family import Family
+from ..tensorfile import write_tensors
+from .apply import personalised
+from .file import Adapter
+
+
+@dataclass(frozen=True)
+class LowRankMatrix:
+    """A matrix's best approximation of this rank (Eckart & Young 1936).
+
+    error: |D - up down| / |D| in the Frobenius norm, 0 for a matrix of zeros.
+    """
+
+    up: Tensor
+    down: Tensor
+    error: float
+
+
+def low_rank(delta: Tensor, rank: int) -> LowRankMatrix:
+    """Cut a matrix (out, in) to up (out, r) @ down (r, in), r = min(rank, out, in), by singular values in float64."""
+    u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
+    r = min(rank, len(s))
+    root = s[:r].sqrt()
+    norm = s.norm()
+    error = float(s[r:].norm() / norm) if norm > 0 else 0.0
+    return LowRankMatrix((u[:, :r] * root).float(), (root[:, None] * vh[:r]).float(), error)
+
+
+def export_lora(
+    path: Path, adapter: Adapter, architecture: Architecture, unet_names: Mapping[str, object], rank: int
+) -> dict[str, float]:
+    """Write a LoRA under the keys that diffusers' `load_lora_weights`, ComfyUI and A1111-style tools read.
+
+    The token goes beside it, as `<stem>_token.safetensors`: a textual-inversion file whose key is the placeholder.
+    Returns the relative error of every matrix, by diffusers' name.
+    Raises InputError where the adapter changed anything but matrices (full fine-tuning); export that one merged.
+    """
+    if rank < 1:
+        raise InputError(f"rank is {rank}; expected 1 or more.")
+    if path.suffix != ".safetensors":
+        raise InputError(f"out {path} does not end in .safetensors; LoRA loaders look for that.")
+    deltas = adapter.unet_deltas(architecture, unet_names)
+    other = [n for n, d in deltas.items() if d.ndim != 2]
+    if other:
+        raise InputError(f"{other[0]} is no matrix, so this adapter cannot become a LoRA; export it with --to merged.")
+    tensors, errors = {}, {}
+    for name, delta in deltas.items():
+        matrix = low_rank(delta, rank)
+        key = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+        tensors[f"{key}.lora_up.weight"] = matrix.up
+        tensors[f"{key}.lora_down.weight"] = matrix.down
+        # Loaders scale by alpha / rank; equal numbers leave the update as it is.
+        tensors[f"{key}.alpha"] = torch.tensor(float(matrix.down.shape[0]))
+        errors[name] = matrix.error
+    kept = {k: v for k, v in adapter.metadata.items() if k not in ("format", "format_version")}
+    worst = max(errors.values(), default=0.0)
+    write_tensors(path, tensors, {**kept, "exported_rank": str(rank), "worst_relative_error": f"{worst:.6g}"})
+    write_tensors(token_path(path), {adapter.placeholder: adapter.rows}, kept)
+    return errors
+
+
+def token_path(path: Path) -> Path:
+    """Where `export_lora` puts the token that belongs to this LoRA."""
+    return path.with_name(f"{path.stem}_token.safetensors")
+
+
+def export_merged(folder: Path, adapter: Adapter, family: Family, *, any_base: bool = False) -> None:
+    """Write a whole diffusers pipeline with the adapter merged in and the placeholder in its vocabulary.
+
+    `StableDiffusionPipeline.from_pretrained(folder)` loads it; a one-step student samples with
+    num_inference_steps=1 and guidance_scale=0. The folder appears whole or not at all.
+    Raises InputError where it exists already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"out {folder} exists already; choose a new folder.")
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with personalised(family, [adapter], role=adapter.role, any_base=any_base) as model:
+        tokenizer, text = _grown_text_encoder(family, adapter)
+        scheduler = EulerDiscreteScheduler(
+            **{k: v for k, v in family.architecture.scheduler.items() if k.startswith(("beta_", "num_train"))},
+            steps_offset=1,  # as in the published configurations; trailing spacing does not read it
+            prediction_type=model.denoiser.schedule.prediction_type,
+            timestep_spacing="trailing",
+        )
+        pipeline = StableDiffusionPipeline(
+            vae=family.vae,
+            text_encoder=text,
+            tokenizer=tokenizer,
+            unet=model.denoiser.unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        try:
+            pipeline.save_pretrained(temporary, safe_serialization=True)
+            write_text(temporary / "NOTICE.txt", f"{adapter.metadata['notice']}\n{adapter.metadata['base_licences']}\n")
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _grown_text_encoder(family: Family, adapter: Adapter) -> tuple[object, object]:
+    """A tokenizer and text encoder of their own, with the placeholder's rows at the end of the vocabulary.
+
+    A placeholder of several rows becomes several words, as diffusers' textual inversion has it: <new1> <new1>_1 ...
+    """
+    tokenizer = copy.deepcopy(family.text.tokenizer)
+    base = tokenizer.convert_tokens_to_ids
+    words = [adapter.placeholder] + [f"{adapter.placeholder}_{i}" for i in range(1, len(adapter.rows))]
+    tokenizer.add_tokens([w for w in words if base(w) in (None, tokenizer.unk_token_id)])
+    text = copy.deepcopy(family.text.model)
+    table = family.text.table
+    text.resize_token_embeddings(table.shape[0] + len(words), mean_resizing=False)
+    with torch.no_grad():
+        for word, row in zip(words, adapter.rows, strict=True):
+            text.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(word)] = row.to(table)
+    return tokenizer, text

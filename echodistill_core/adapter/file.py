@@ -1,0 +1,199 @@
+"""The adapter file: weight differences and the token's rows in one safetensors file, read with every check.
+
+Keys: `diffusion_model.<module>.diff` (and `.diff_b` for biases) in the original layout's names, which ComfyUI's stock
+Load LoRA maps as they are; low-rank updates as `.lora_up.weight`, `.lora_down.weight`; and the token's rows under
+`clip_h` (SD 2.x) or `clip_l` (SD 1.x), where ComfyUI's `embedding:name` looks for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .. import __version__
+from ..errors import InputError
+from ..models import layout
+from ..models.architectures import Architecture
+from ..models.family import Family
+from ..tensorfile import read_header, read_tensors, write_tensors
+
+FORMAT = "echodistill-adapter"
+FORMAT_VERSION = "1"
+PREFIX = "diffusion_model."
+SUFFIXES = (".diff", ".diff_b", ".lora_up.weight", ".lora_down.weight")
+TOKEN_KEYS = ("clip_h", "clip_l")
+FLOAT_TYPES = ("F32", "F16", "BF16")
+NOTICE = (
+    "Trained on a person's photographs of a particular subject; share it only with the right to. It is a derivative of "
+    "its base models and under their licences."
+)
+REQUIRED = ("format", "format_version", "role", "placeholder", "class_noun", "base_fingerprint", "text_fingerprint")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What one model learned.
+
+    deltas: original name of a parameter -> effective minus original value, float32.
+    factors: original name of a parameter -> (up, down) of a low-rank update; exclusive with `deltas`.
+    rows: the placeholder's embeddings (vectors, width). metadata: as in the file, all strings.
+    """
+
+    rows: Tensor
+    deltas: Mapping[str, Tensor] = field(default_factory=dict)
+    factors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    origin: str = "adapter"
+
+    @property
+    def placeholder(self) -> str:
+        """The word that means the concept."""
+        return self.metadata["placeholder"]
+
+    @property
+    def class_noun(self) -> str:
+        """What the concept is."""
+        return self.metadata["class_noun"]
+
+    @property
+    def role(self) -> str:
+        """Which model it belongs to: "student" or "teacher"."""
+        return self.metadata["role"]
+
+    def all_deltas(self) -> dict[str, Tensor]:
+        """Every update as a full difference, by original parameter name."""
+        return {**self.deltas, **{n: up.float() @ down.float() for n, (up, down) in self.factors.items()}}
+
+    def unet_deltas(self, architecture: Architecture, names: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The differences by diffusers' names.
+
+        names: the UNet's state dictionary (or any mapping with its names).
+        Raises InputError where a tensor has no place in this UNet.
+        """
+        to_diffusers = {there: here for here, there in layout.unet_names(names, architecture).items()}
+        deltas = self.all_deltas()
+        unknown = [n for n in deltas if n not in to_diffusers]
+        if unknown:
+            raise InputError(
+                f"{self.origin} has {len(unknown)} tensors without a place in this model, the first is {unknown[0]}; "
+                f"it was trained on {self.metadata.get('base_model', 'another base model')}."
+            )
+        return {to_diffusers[n]: d for n, d in deltas.items()}
+
+
+def describe_run(family: Family, role: str, settings: Mapping[str, Any], stage: str, iterations: int) -> dict[str, str]:
+    """The metadata of an adapter of this run; no times or paths, so that equal runs give equal files."""
+    denoiser = family.student if role == "student" else family.teacher
+    assert denoiser is not None
+    licences = {"student": family.student.licence}
+    if family.teacher is not None:
+        licences["teacher"] = family.teacher.licence
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "echodistill_version": __version__,
+        "role": role,
+        "stage": stage,
+        "iterations": str(iterations),
+        "seed": str(settings["seed"]),
+        "placeholder": str(settings["placeholder"]),
+        "class_noun": str(settings["class_noun"]),
+        "vectors": str(settings["vectors"]),
+        "family": family.name,
+        "base_model": Path(denoiser.origin).name,
+        "base_prediction": denoiser.schedule.prediction_type,
+        "base_fingerprint": denoiser.fingerprint,
+        "text_fingerprint": family.text_fingerprint,
+        "base_licences": json.dumps(licences, sort_keys=True),
+        "notice": NOTICE,
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+
+
+def write_adapter(path: Path, adapter: Adapter, architecture: Architecture) -> None:
+    """Write an adapter atomically. Raises StorageError where it cannot be written; an earlier file then stays."""
+    tensors: dict[str, Tensor] = {}
+    for name, delta in adapter.deltas.items():
+        module, _, leaf = name.rpartition(".")
+        tensors[f"{PREFIX}{module}.{'diff' if leaf == 'weight' else 'diff_b'}"] = delta
+    for name, (up, down) in adapter.factors.items():
+        module = name.removesuffix(".weight")
+        tensors[f"{PREFIX}{module}.lora_up.weight"] = up
+        tensors[f"{PREFIX}{module}.lora_down.weight"] = down
+    tensors["clip_l" if architecture.pad_with_end else "clip_h"] = adapter.rows
+    write_tensors(path, tensors, adapter.metadata)
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Read an adapter file.
+
+    Raises InputError naming what is wrong: no adapter, another version, unknown or unpaired names, shapes, dtypes,
+    values that are not finite. Fit with a base model is checked when the adapter is applied.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"adapter {path} does not exist; expected a .safetensors file written by training.")
+    header = read_header(path)
+    metadata = header.metadata
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is no EchoDistill adapter (its metadata has no format {FORMAT!r}); load LoRAs elsewhere."
+        )
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {metadata.get('format_version')!r}; this program reads version "
+            f"{FORMAT_VERSION}. Update EchoDistill."
+        )
+    absent = [key for key in REQUIRED if not metadata.get(key)]
+    if absent:
+        raise InputError(f"{path} lacks the metadata {', '.join(absent)}; save it again with the program that made it.")
+    for name, info in header.tensors.items():
+        if name not in TOKEN_KEYS and not (name.startswith(PREFIX) and name.endswith(SUFFIXES)):
+            raise InputError(f"{path} has a tensor {name!r} that no adapter has; expected {PREFIX}….diff or clip_h.")
+        if info.dtype not in FLOAT_TYPES:
+            raise InputError(
+                f"{path}: tensor {name} is of type {info.dtype}; expected one of {', '.join(FLOAT_TYPES)}."
+            )
+    tokens = [name for name in TOKEN_KEYS if name in header.tensors]
+    if len(tokens) != 1:
+        raise InputError(
+            f"{path} has {len(tokens)} token tensors; expected one, clip_h or clip_l, with the learned rows."
+        )
+    rows_shape = header.tensors[tokens[0]].shape
+    vectors = metadata.get("vectors", "1")
+    if len(rows_shape) != 2 or str(rows_shape[0]) != vectors:
+        raise InputError(f"{path}: {tokens[0]} has shape {rows_shape}; expected ({vectors}, text width).")
+    tensors = {n: t.float() for n, t in read_tensors(path, check_finite=True).items()}
+    return Adapter(
+        rows=tensors.pop(tokens[0]),
+        deltas={_parameter(n): t for n, t in tensors.items() if n.endswith((".diff", ".diff_b"))},
+        factors=_factors(path, tensors),
+        metadata=metadata,
+        origin=str(path),
+    )
+
+
+def _parameter(key: str) -> str:
+    """The original parameter name of a .diff or .diff_b key."""
+    module, _, kind = key.removeprefix(PREFIX).rpartition(".")
+    return f"{module}.{'weight' if kind == 'diff' else 'bias'}"
+
+
+def _factors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    result = {}
+    for name, up in tensors.items():
+        if name.endswith(".lora_down.weight") and name.replace("lora_down", "lora_up") not in tensors:
+            raise InputError(f"{path}: {name} has no lora_up beside it; the file is incomplete.")
+        if not name.endswith(".lora_up.weight"):
+            continue
+        module = name.removesuffix(".lora_up.weight")
+        down = tensors.get(f"{module}.lora_down.weight")
+        if down is None or up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
+            raise InputError(f"{path}: {module} has no matching pair of lora_up and lora_down; the file is incomplete.")
+        result[module.removeprefix(PREFIX) + ".weight"] = (up, down)
+    return result

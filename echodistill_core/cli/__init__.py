@@ -1,0 +1,33 @@
+"""The command line: train, echo, sample, info, export, download."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..errors import EchoDistillError
+from .arguments import build_parser, parse
+
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0 done, 1 failed while computing, 2 input that has to be mended."""
+    try:
+        options = parse(build_parser(), arguments)
+        return run(options)
+    except EchoDistillError as error:
+        print(f"echodistill: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("echodistill: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out parsed options. The commands' imports take seconds, so --help and mistakes do not wait for them."""
+    from . import commands
+
+    getattr(commands, options.command)(options)
+    return 0

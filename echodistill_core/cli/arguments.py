@@ -1,0 +1,128 @@
+"""Flags, made from the settings dataclasses, so that a default and its reason stand in one place."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .. import __version__
+from ..errors import InputError
+from ..models.sources import ModelSources
+from ..settings import EchoSettings, TrainSettings, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose mistakes are this project's one-sentence errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError instead of exiting."""
+        raise InputError(f"{message}; see {self.prog} --help.")
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="echodistill", description="Personalise a one-step image model from a few photographs.")
+    parser.add_argument("--version", action="version", version=f"echodistill {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
+
+    train = _command(commands, "train", "learn a concept from photographs: the distillation stage")
+    train.add_argument("--photos", required=True, nargs="+", metavar="PATH", help="a folder, or image files")
+    train.add_argument("--out", default="", metavar="DIR", help="run folder; the default is named after the concept")
+    add_settings(train, TrainSettings)
+    add_settings(train, ModelSources)
+
+    echo = _command(commands, "echo", "let the student's own samples teach both models: the echoing stage")
+    echo.add_argument("run", metavar="RUN", help="run folder of a finished train")
+    add_settings(echo, EchoSettings)
+
+    sample = _command(commands, "sample", "make pictures with a run or with adapter files")
+    sample.add_argument("run", nargs="?", default="", metavar="RUN", help="run folder, or leave out and give --adapter")
+    sample.add_argument("--adapter", nargs="+", default=[], metavar="FILE", help="adapter files, worn together")
+    sample.add_argument("--prompt", nargs="+", required=True, help="one or more prompts with the placeholder in them")
+    sample.add_argument("--out", default="sample.png", metavar="FILE", help="picture to write; several get numbers")
+    sample.add_argument("--stage", choices=("auto", "distil", "echo"), default="auto", help="the run's latest, or one")
+    sample.add_argument("--role", choices=("student", "teacher"), default="student", help="which model draws")
+    sample.add_argument("--steps", type=int, default=1, help="sampling steps: 1, 2 or 4; 25 for the teacher")
+    sample.add_argument("--batch", type=int, default=1, help="pictures for each prompt")
+    sample.add_argument("--seed", type=int, default=0, help="of the first picture; each next one adds 1")
+    sample.add_argument("--width", type=int, default=0, help="pixels, a multiple of 8; 0 is the family's own")
+    sample.add_argument("--height", type=int, default=0, help="pixels, a multiple of 8; 0 is the family's own")
+    sample.add_argument("--guidance", type=float, default=0.0, help="0: none for the student, 7.5 for the teacher")
+    sample.add_argument("--strength", type=float, nargs="+", default=[], help="of each adapter; 0 is the base model")
+    sample.add_argument("--image", default="", metavar="FILE", help="picture to begin from")
+    sample.add_argument("--denoise", type=float, default=0.5, help="how much of --image is redrawn, 0 to 1")
+    sample.add_argument("--any-base", action="store_true", help="allow an adapter on another checkpoint of its shapes")
+    sample.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    sample.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="what the models compute in")
+    add_settings(sample, ModelSources)
+
+    info = _command(commands, "info", "say what is in an adapter file or a run folder")
+    info.add_argument("path", metavar="PATH", help="adapter file or run folder")
+    info.add_argument("--json", action="store_true", help="as JSON, for programs")
+
+    export = _command(commands, "export", "write a run or adapter for tools that know no difference keys")
+    export.add_argument("path", metavar="PATH", help="run folder or adapter file")
+    export.add_argument(
+        "--to", choices=("lora", "merged"), required=True, help="a low-rank LoRA, or a diffusers folder"
+    )
+    export.add_argument("--out", required=True, metavar="PATH", help="file (lora) or new folder (merged)")
+    export.add_argument("--rank", type=int, default=32, help="rank of the LoRA; each matrix's error is reported")
+    export.add_argument("--stage", choices=("auto", "distil", "echo"), default="auto", help="the run's latest, or one")
+    export.add_argument("--role", choices=("student", "teacher"), default="student", help="which model's adapter")
+    export.add_argument("--any-base", action="store_true", help="allow an adapter on another checkpoint of its shapes")
+    add_settings(export, ModelSources)
+
+    download = _command(commands, "download", "get checkpoints and backbones from the hub, after showing what they are")
+    download.add_argument(
+        "names", nargs="+", metavar="NAME", help="a bundle (sd-turbo-family) or single models (dinov2)"
+    )
+    download.add_argument("--endpoint", default=None, metavar="URL", help="a mirror of the hub")
+    download.add_argument("--cache-dir", default=None, metavar="DIR", help="in place of the hub's own cache folder")
+    download.add_argument("--yes", action="store_true", help="do not ask before starting")
+    return parser
+
+
+def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, naming the nearest flag for an unknown one. Raises InputError."""
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        flag = rest[0].partition("=")[0]
+        known = [f for action in _subparser(parser, options.command)._actions for f in action.option_strings]
+        raise InputError(f"there is no setting {flag}{nearest(flag, known)}; see echodistill {options.command} --help.")
+    return options
+
+
+def add_settings(parser: argparse.ArgumentParser, cls: type) -> None:
+    """A flag for every field of a settings dataclass. What is not given stays out, for presets to fill."""
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        flag, kind = "--" + f.name.replace("_", "-"), hints[f.name]
+        unit = f" [{f.metadata['unit']}]" if f.metadata["unit"] else ""
+        text = f"{f.metadata['reason']}{unit} (default: {f.default})".replace("%", "%%")
+        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        else:
+            choices = f.metadata["choices"] or None
+            metavar = None if choices else kind.__name__.upper()
+            parser.add_argument(flag, type=kind, choices=choices, metavar=metavar, **options)
+
+
+def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
+    """The fields of a settings dataclass that were given as flags."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {name: value for name, value in vars(options).items() if name in names}
+
+
+def _command(commands: Any, name: str, text: str) -> Parser:
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    assert isinstance(parser, Parser)
+    return parser
+
+
+def _subparser(parser: Parser, command: str) -> argparse.ArgumentParser:
+    action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return action.choices[command]

@@ -1,0 +1,77 @@
+"""What a terminal shows while a run trains, and how Ctrl-C stops it between two iterations."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tqdm import tqdm
+
+from ..training.events import Event, Listener, LossesLogged, PoolProgress, StepDone
+
+SHOWN = ("teacher", "alignment", "student", "fool_dino", "fool_dinov2", "fool_clip")
+
+
+class ProgressBar:
+    """A listener that draws one bar for each stage, with the last logged loss terms and the time left."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.name = ""
+
+    def __call__(self, event: Event) -> None:
+        """Advance the bar."""
+        if isinstance(event, StepDone):
+            self._advance(event.stage, event.step, event.iterations, "it")
+        elif isinstance(event, PoolProgress):
+            self._advance("pool", event.done, event.size, "image")
+        elif isinstance(event, LossesLogged) and self.bar is not None and event.rows:
+            last = event.rows[-1]
+            self.bar.set_postfix({n: f"{last[n]:.3g}" for n in SHOWN if n in last}, refresh=False)
+
+    def _advance(self, name: str, done: int, total: int, unit: str) -> None:
+        if self.bar is None or self.name != name:
+            self.close()
+            self.name = name
+            # A resumed stage starts the bar where it resumes, so that the time left is that of what is left.
+            self.bar = tqdm(desc=name, total=total, initial=done - 1, unit=unit, dynamic_ncols=True)
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        """End the bar's line."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+@contextmanager
+def stoppable(listeners: list[Listener]) -> Iterator[Listener]:
+    """One listener that calls all of these and turns the first Ctrl-C into a stop after the running iteration.
+
+    The loop then saves a checkpoint. A second Ctrl-C stops at once.
+    """
+    stop = False
+
+    def request(number: int, frame: FrameType | None) -> None:
+        nonlocal stop
+        if stop:
+            raise KeyboardInterrupt
+        stop = True
+        tqdm.write("stopping after this iteration; Ctrl-C again stops at once")
+
+    def listen(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+        if stop and isinstance(event, StepDone):
+            raise KeyboardInterrupt
+
+    previous: Callable[[int, FrameType | None], object] | int | None = signal.signal(signal.SIGINT, request)
+    try:
+        yield listen
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        for listener in listeners:
+            if isinstance(listener, ProgressBar):
+                listener.close()

@@ -1,0 +1,39 @@
+"""Sets of square training images: the user's photographs, and later the pool that the student makes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .photographs import load_photographs, to_square
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Square images, uint8 (N, 3, S, S), and the caption of each; None where a template is drawn instead."""
+
+    pixels: Tensor
+    names: tuple[str, ...]
+    captions: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of SHA-256 over size, pixels and captions; file names do not count."""
+        digest = hashlib.sha256(f"{tuple(self.pixels.shape)}{self.captions}".encode())
+        digest.update(self.pixels.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+
+def read_images(source: str | Path | Sequence[str | Path], size: int, crop: str, limit: int = 0) -> ImageSet:
+    """Read photographs from a folder or list and make them square. Raises InputError as `load_photographs` does."""
+    photographs = load_photographs(source, limit)
+    pixels = torch.stack([to_square(p.image, size, crop) for p in photographs])
+    return ImageSet(pixels, tuple(p.name for p in photographs))

@@ -1,0 +1,23 @@
+"""The errors a user can cause, each worded as one sentence that says what to do."""
+
+
+class EchoDistillError(Exception):
+    """Something a user can mend. The command line prints it as one sentence and exits with `exit_status`."""
+
+    exit_status = 1
+
+
+class InputError(EchoDistillError, ValueError):
+    """A setting, file or folder is not what it has to be. Raised before any training starts."""
+
+    exit_status = 2
+
+
+class StorageError(EchoDistillError, OSError):
+    """A file could not be written; nothing half-written remains and earlier files are untouched."""
+
+    exit_status = 2
+
+
+class DivergedError(EchoDistillError, ArithmeticError):
+    """A loss became NaN or infinite; the last good checkpoint is kept."""

@@ -1,0 +1,147 @@
+"""Writing files so that a full disk, a crash or a kill leaves either the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from .errors import EchoDistillError, StorageError
+
+# safetensors reports a failed write as text only: "I/O error: File too large (os error 27)".
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
+
+_NO_SPACE = "free space"
+_NO_RIGHT = "choose a folder that you may write to, or mend its permissions"
+_REMEDIES = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EFBIG: "lift the limit on file sizes (ulimit -f), or write to a disk that allows such large files",
+    errno.EROFS: _NO_RIGHT,
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.ENOTDIR: "choose a path whose parents are all folders",
+    errno.EEXIST: "choose a path whose parents are all folders",
+    errno.EISDIR: "choose the path of a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what the body writes there becomes `path` at once, or not at all.
+
+    The body has to create the file and close it. Missing parent folders are made. On any exception the temporary
+    file is removed and an earlier `path` stays as it was.
+    Raises StorageError where the operating system refuses, naming the path, the cause and what to do.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        # The bytes have to reach the disk before the name does: a power cut after the rename would else show
+        # an empty file. Windows flushes only handles that are open for writing.
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        failure = _as_storage_error(path, error)
+        if failure is None:
+            raise
+        raise failure from error
+    _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically. Raises StorageError."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, as UTF-8 with its line ends as they are. Raises StorageError."""
+    write_bytes(path, _encoded(text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` atomically, as JSON in its own order, indented by 2, with a line end.
+
+    Raises StorageError, and ValueError for NaN and infinity, which other readers of JSON refuse.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append `line` and a line end to `path` and hand it to the operating system at once.
+
+    Raises StorageError; the file then ends where it ended before.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Unbuffered: a buffer that failed to flush would be tried again when the file closes.
+        with path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                rest = memoryview(_encoded(line + "\n"))
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise _storage_error(path, error.errno, error.strerror or str(error)) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that a killed process left in `folder` itself. A missing folder has none."""
+    # One that cannot be deleted takes space but harms nothing, so it is no reason to stop a run.
+    with contextlib.suppress(OSError):
+        for entry in Path(folder).iterdir():
+            if _LEFTOVER.fullmatch(entry.name) and entry.is_file():
+                with contextlib.suppress(OSError):
+                    entry.unlink()
+
+
+def _encoded(text: str) -> bytes:
+    # A file name that is not UTF-8 reaches Python with lone surrogates. Escaped, they also are what JSON wants.
+    return text.encode("utf-8", errors="backslashreplace")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable. The new file is in place either way, so a refusal is no failure."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _as_storage_error(path: Path, error: BaseException) -> StorageError | None:
+    """`error` as a StorageError if writing caused it, or None if it is something else."""
+    if isinstance(error, OSError) and not isinstance(error, EchoDistillError):
+        return _storage_error(path, error.errno, error.strerror or str(error))
+    if isinstance(error, SafetensorError) and (match := _OS_ERROR.search(str(error))):
+        return _storage_error(path, int(match[1]), str(error))
+    return None
+
+
+def _storage_error(path: Path, code: int | None, cause: str) -> StorageError:
+    remedy = _REMEDIES.get(code or 0, "mend that")
+    return StorageError(
+        f"{path} could not be written: {cause}; {remedy} and run the same command again (earlier files are untouched)."
+    )

@@ -1,0 +1,48 @@
+"""From sRGB to CIELAB, differentiably: the space in which MS-SWD measures colour."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Linear sRGB to CIE XYZ (IEC 61966-2-1 primaries, D65, 2 degree observer; B. Lindbloom's seven digits). The rows sum to
+# the white point, so neutral greys get a* = b* = 0 without a second table that could disagree.
+_RGB_TO_XYZ = (
+    (0.4124564, 0.3575761, 0.1804375),
+    (0.2126729, 0.7151522, 0.0721750),
+    (0.0193339, 0.1191920, 0.9503041),
+)
+_SRGB_KNEE = 0.04045
+_LAB_DELTA = 6 / 29
+
+
+def srgb_to_lab(x: Tensor) -> Tensor:
+    """CIELAB (D65, 2 degree observer) of sRGB images.
+
+    x: (B, 3, H, W), nominally in [0, 1]. Outside of it both curves go on: below zero along their linear pieces, above
+    one along their powers. Returns (B, 3, H, W) with L* in 0..100 and a*, b* about -110..110 for colours in range, in
+    float32, or in float64 for a float64 x. The gradient is finite wherever x is.
+    """
+    linear = _srgb_to_linear(x.to(torch.promote_types(x.dtype, torch.float32)))
+    r, g, b = linear.unbind(1)
+    # Sums of scaled channels, no matrix product: autocast would run that in bfloat16.
+    fx, fy, fz = (_lab_curve((m[0] * r + m[1] * g + m[2] * b) / sum(m)) for m in _RGB_TO_XYZ)
+    return torch.stack((116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)), dim=1)
+
+
+# Both curves below are a power above a knee and a line under it. The power's argument is clamped at the knee because
+# torch.where multiplies the gradient of the piece not chosen by zero, and zero times the infinite slope of a root at
+# zero, or its NaN below, is NaN.
+
+
+def _srgb_to_linear(x: Tensor) -> Tensor:
+    """Undo sRGB's transfer curve (IEC 61966-2-1), elementwise."""
+    power = ((x.clamp(min=_SRGB_KNEE) + 0.055) / 1.055) ** 2.4
+    return torch.where(x > _SRGB_KNEE, power, x / 12.92)
+
+
+def _lab_curve(t: Tensor) -> Tensor:
+    """CIE 15's f(t) for t relative to white: the cube root, and its tangent below (6/29)^3, elementwise."""
+    knee = _LAB_DELTA**3
+    root = t.clamp(min=knee) ** (1 / 3)
+    return torch.where(t > knee, root, t / (3 * _LAB_DELTA**2) + 4 / 29)

@@ -1,0 +1,133 @@
+"""Eq. 4: the multi-scale sliced Wasserstein distance between images, after He et al., ECCV 2024.
+
+"Multiscale Sliced Wasserstein Distances as Perceptual Color Difference Measures": both images go to CIELAB and into a
+Gaussian pyramid. At each level every patch is projected onto random unit directions; the distance is the mean over
+directions of the one-dimensional Wasserstein-1 distance between both images' projections. As only sorted projections
+are compared, it does not matter where in the image a patch lies.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from .color import srgb_to_lab
+
+_BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+
+
+def ms_swd(
+    a: Tensor, b: Tensor, generator: torch.Generator, levels: int = 5, projections: int = 128, patch: int = 11
+) -> Tensor:
+    """MS-SWD of each pair of images: (B,), 0 for equal images, in units of CIELAB seen through unit projections.
+
+    a, b: (B, 3, H, W) of one shape, taken as sRGB, nominally [0, 1]; other ranges are the caller's decision.
+    generator: draws new projections for every level, finest first, on every call. a and b share them.
+    levels: of the pyramid, as far as the image is large enough (`levels_that_fit`). patch: odd, in pixels.
+    The gradient flows to a, and to b where it requires one. Computes in float32, or in float64 for float64 images.
+    Raises InputError for different shapes, or an image smaller than one patch.
+    """
+    if a.shape != b.shape:
+        raise InputError(
+            f"MS-SWD got images of shapes {tuple(a.shape)} and {tuple(b.shape)}; expected equal shapes:"
+            " resize one of them."
+        )
+    levels = levels_that_fit(a.shape[-2], a.shape[-1], levels, patch)
+    pyramids = zip(gaussian_pyramid(srgb_to_lab(a), levels), gaussian_pyramid(srgb_to_lab(b), levels), strict=True)
+    distances = []
+    for level_a, level_b in pyramids:
+        directions = random_projections(projections, patch, generator, device=a.device, dtype=level_a.dtype)
+        distances.append(_level_distance(level_a, level_b, directions))
+    return torch.stack(distances).mean(0)
+
+
+def levels_that_fit(height: int, width: int, levels: int, patch: int) -> int:
+    """How many of `levels` pyramid levels have a shorter side of at least one patch: 3 of 5 for 64 x 64 and patch 11.
+
+    Raises InputError where even the image itself is smaller than a patch.
+    """
+    side = min(height, width)
+    if side < patch:
+        raise InputError(
+            f"MS-SWD got an image of {width} x {height} pixels; expected at least {patch} x {patch}, the size of its"
+            " patches: raise the resolution, or set swd_weight to 0."
+        )
+    fitting = 1
+    # Halving rounds up. Blurring with reflection needs 3 pixels, so that even with 1-pixel patches no level is below 2.
+    while fitting < levels and (side := (side + 1) // 2) >= max(patch, 2):
+        fitting += 1
+    return fitting
+
+
+def gaussian_pyramid(x: Tensor, levels: int) -> list[Tensor]:
+    """The images (B, C, H, W) and their successive halvings, finest first: `levels` tensors, the first is x itself.
+
+    Each halving blurs with the binomial kernel [1, 4, 6, 4, 1] / 16 per axis, reflecting at the edges, and keeps every
+    second pixel from the first on: a side of n pixels becomes ceil(n / 2). Each side must have 3 pixels to be halved.
+    """
+    pyramid = [x]
+    for _ in range(levels - 1):
+        pyramid.append(_halve(_halve(pyramid[-1]).mT).mT)  # the last axis, then the other
+    return pyramid
+
+
+def random_projections(
+    count: int,
+    patch: int,
+    generator: torch.Generator,
+    *,
+    channels: int = 3,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Directions drawn uniformly from the unit sphere of patches: (count, channels, patch, patch), each of L2 norm 1.
+
+    They are drawn and scaled on the generator's device, in float32 numbers, and then moved to `device` (default: they
+    stay), so that a seed means the same directions on every device.
+    """
+    directions = torch.randn(count, channels * patch * patch, generator=generator, device=generator.device)
+    # A normal vector has no preferred direction, so scaling it to length 1 is uniform on the sphere.
+    directions = F.normalize(directions.to(dtype), dim=1)
+    return directions.reshape(count, channels, patch, patch).to(device)
+
+
+def project(x: Tensor, projections: Tensor) -> Tensor:
+    """The dot product of each direction with the patch around each pixel: (B, C, H, W) to (B, P, H, W).
+
+    projections: (P, C, patch, patch), of x's dtype and device. Patches reach over the edges into the reflected image.
+    Raises InputError for an even patch, which has no middle pixel.
+    """
+    patch = projections.shape[-1]
+    if patch % 2 == 0:
+        raise InputError(f"MS-SWD got patches of {patch} pixels; expected an odd number, as 11.")
+    x = F.pad(x, [patch // 2] * 4, mode="reflect")
+    # Autocast would round to bfloat16, and the differences between sorted neighbours are finer than that.
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(x, projections)
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over P of the Wasserstein-1 distance between two samples of N numbers each: (B, P, N) twice to (B,).
+
+    In one dimension the best transport pairs the sorted numbers: W1 = mean |sort(a) - sort(b)|.
+    """
+    return (a.sort(dim=-1).values - b.sort(dim=-1).values).abs().mean(dim=(1, 2))
+
+
+def _level_distance(a: Tensor, b: Tensor, projections: Tensor) -> Tensor:
+    """Sliced Wasserstein distance (B,) of one pyramid level, CIELAB (B, 3, h, w) twice.
+
+    Nearly all memory and time of MS-SWD goes here: a map takes B * P * h * w numbers, and its sort as many indices.
+    """
+    return sliced_wasserstein(project(a, projections).flatten(2), project(b, projections).flatten(2))
+
+
+def _halve(x: Tensor) -> Tensor:
+    """Blur the last axis of (B, C, H, W) with the binomial kernel and keep every second pixel."""
+    kept = (x.shape[-1] + 1) // 2
+    x = F.pad(x, (2, 2, 0, 0), mode="reflect")
+    # Scaled slices instead of a convolution: the backward pass keeps nothing, and autocast leaves them in float32.
+    first, *others = (weight * x[..., i : i + 2 * kept - 1 : 2] for i, weight in enumerate(_BINOMIAL))
+    return sum(others, start=first)

@@ -1,0 +1,68 @@
+"""Empty networks of an architecture, and how they take a checkpoint's tensors without copying them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ..errors import InputError
+from .architectures import Architecture, looks_like, shapes_of
+
+StateDict = Mapping[str, Tensor]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def empty_unet(architecture: Architecture) -> UNet2DConditionModel:
+    """The UNet on the meta device, without weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(architecture.unet)
+
+
+def empty_vae(architecture: Architecture) -> AutoencoderKL:
+    """The VAE on the meta device, without weights."""
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(architecture.vae)
+
+
+def empty_text_encoder(architecture: Architecture) -> CLIPTextModel:
+    """The text encoder on the meta device, without weights, its position buffer in place."""
+    with torch.device("meta"):
+        model = CLIPTextModel(CLIPTextConfig.from_dict(architecture.text_encoder))
+    # position_ids is no part of a state dictionary, so it would stay on the meta device and give wrong features.
+    embeddings = getattr(model, "text_model", model).embeddings
+    positions = torch.arange(architecture.text_encoder["max_position_embeddings"])[None]
+    embeddings.register_buffer("position_ids", positions, persistent=False)
+    return model
+
+
+def assemble(module: Module, tensors: StateDict, origin: str) -> Module:
+    """Give a module on the meta device these tensors, without copying them.
+
+    Raises InputError naming the first tensor that is missing, superfluous or of another shape.
+    """
+    expected = module.state_dict()
+    # transformers before version 5 writes text_model. before every name of a CLIPTextModel.
+    prefix = "text_model." if next(iter(expected)).startswith("text_model.") else ""
+    given = {prefix + name: tensor for name, tensor in tensors.items()}
+    missing = [n for n in expected if n not in given]
+    unexpected = [n for n in given if n not in expected]
+    if missing or unexpected:
+        raise InputError(
+            f"{origin} does not fit its architecture: {len(missing)} tensors are missing"
+            f"{f' (the first is {missing[0]})' if missing else ''} and {len(unexpected)} are superfluous"
+            f"{f' (the first is {unexpected[0]})' if unexpected else ''}; it looks like "
+            f"{looks_like(shapes_of(tensors))}. Download the checkpoint again or choose another."
+        )
+    for name, like in expected.items():
+        if given[name].shape != like.shape:
+            raise InputError(
+                f"{origin}: tensor {name} has shape {tuple(given[name].shape)}; expected {tuple(like.shape)}. "
+                "It belongs to another architecture."
+            )
+    module.load_state_dict(given, assign=True)
+    return module

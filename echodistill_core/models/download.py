@@ -1,0 +1,238 @@
+"""Download what hub.py lists: plan, describe, download. The only module that opens a connection, and only when called.
+
+plan() asks the hub for names and sizes and fetches nothing; describe() is what a user reads before agreeing; download()
+leaves the files in huggingface_hub's cache, where every other tool finds them too. huggingface_hub does the transfer:
+it draws the progress bars, keeps files that are complete, goes on with a Range request after a broken connection, and
+speaks to a mirror when given an endpoint. Its recent versions do so within one call and start anew a file that was cut
+off by the end of the process; older ones go on in the next call.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.utils import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ..errors import EchoDistillError, InputError, StorageError
+from .hub import HUB, HubFiles, cached_file, cached_folder, choices, expand
+
+# A host that swallows packets would otherwise be waited for as long as the operating system likes.
+TIMEOUT_S = 10.0
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
+MIRROR = "point HF_ENDPOINT or --endpoint at a mirror"
+
+# The bases of HfHubHTTPError are those of the HTTP library beneath, which changed between versions of huggingface_hub
+# (requests, httpx, httpx2): naming them so catches its transport errors too. Xet, the hub's storage, raises
+# RuntimeError; a mirror that answers with something else than JSON shows as ValueError.
+_FAILURES = (*HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file of a download: `name` is its entry in HUB, `file` its path in the repository.
+
+    size_bytes: its size; 0 where a mirror does not tell. cached: a file of this size is in the hub cache already.
+    """
+
+    name: str
+    repo: str
+    file: str
+    size_bytes: int
+    licence: str
+    cached: bool
+
+
+def plan(names: Iterable[str], endpoint: str | None = None, cache_dir: str | Path | None = None) -> list[PlannedFile]:
+    """List the files that these bundles and names of HUB need, with their sizes as the hub states them; fetch none.
+
+    endpoint: URL of a hub or mirror; HF_ENDPOINT or huggingface.co where None.
+    Raises InputError for an unknown name, a hub that cannot be reached or lacks a repository, and a repository that
+    has its weights only as a pickle.
+    """
+    url = _checked(endpoint)
+    planned = []
+    for name in expand(names):
+        entry = HUB[name]
+        with _one_sentence(url, entry.repo, cache_dir):
+            info = HfApi(endpoint=url).model_info(
+                entry.repo, revision=entry.revision, files_metadata=True, timeout=TIMEOUT_S
+            )
+        sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+        here = {file for file in sizes if _is_here(name, file, sizes[file], info.sha, cache_dir)}
+        needed: dict[str, None] = {}
+        for wanted in entry.files:
+            found = choices(wanted, sizes)
+            if not found:
+                raise _absent(url, entry, wanted, sizes)
+            # Full precision that is here already beats half precision that is not.
+            needed.update(dict.fromkeys(next((files for files in found if here.issuperset(files)), found[0])))
+        planned += [PlannedFile(name, entry.repo, file, sizes[file], entry.licence, file in here) for file in needed]
+    return planned
+
+
+def describe(planned: Sequence[PlannedFile]) -> str:
+    """The table to print before a download: size in MB (10^6 bytes), file and licence, totals, notes on licences."""
+    rows = [
+        (_megabytes(f.size_bytes), f"{f.repo}/{f.file}", f.licence + (" (already here)" if f.cached else ""))
+        for f in planned
+    ]
+    rows.insert(0, ("MB", "file", "licence"))
+    left, middle = (max(len(row[i]) for row in rows) for i in (0, 1))
+    total = sum(f.size_bytes for f in planned)
+    here = sum(f.size_bytes for f in planned if f.cached)
+    lines = [f"{size:>{left}}  {file:<{middle}}  {licence}" for size, file, licence in rows]
+    lines.append(
+        f"{len(planned)} files, {_megabytes(total)} MB: {_megabytes(here)} MB already here, "
+        f"{_megabytes(total - here)} MB to download."
+    )
+    notes = dict.fromkeys((f.repo, f.licence, HUB[f.name].licence_note) for f in planned)
+    lines += [f"{repo}: {licence}; {note}." for repo, licence, note in notes]
+    return "\n".join(lines)
+
+
+def download(
+    planned: Sequence[PlannedFile], endpoint: str | None = None, cache_dir: str | Path | None = None
+) -> dict[str, Path]:
+    """Fetch the planned files that are missing into the hub cache; return each name's folder, complete.
+
+    planned: from plan(), with all files of each name. endpoint, cache_dir: as for plan().
+    Raises InputError where the hub cannot be reached or lacks a file, StorageError where the files cannot be written.
+    What was complete before an error is kept.
+    """
+    url = _checked(endpoint)
+    _check_space(sum(f.size_bytes for f in planned if not f.cached), cache_dir)
+    for f in planned:
+        with _one_sentence(url, f.repo, cache_dir):
+            # Files already here too: for those the hub is only asked whether they are still the current ones.
+            hf_hub_download(
+                f.repo,
+                f.file,
+                revision=HUB[f.name].revision,
+                endpoint=url,
+                cache_dir=_cache(cache_dir),
+                etag_timeout=TIMEOUT_S,
+            )
+    folders = {}
+    for name in dict.fromkeys(f.name for f in planned):
+        folder = cached_folder(name, cache_dir)
+        if folder is None:
+            raise InputError(
+                f"{HUB[name].repo} changed on the hub while it was downloaded, so its files do not belong together; "
+                "run the download again."
+            )
+        folders[name] = folder
+    return folders
+
+
+def _megabytes(size_bytes: int) -> str:
+    return "<0.1" if 0 < size_bytes < 5e4 else f"{size_bytes / 1e6:.1f}"
+
+
+def _cache(cache_dir: str | Path | None) -> Path:
+    return Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser().absolute()
+
+
+def _is_here(name: str, file: str, size: int, commit: str | None, cache_dir: str | Path | None) -> bool:
+    """Whether the cache has this file at this size (0: any), in this commit or as the branch was when last asked.
+
+    A branch often moves on by a commit that leaves the file alone; download() then links it anew without a transfer.
+    """
+    copies = (cached_file(name, file, cache_dir, revision) for revision in (commit, None))
+    return any(copy is not None and size in (0, copy.stat().st_size) for copy in copies)
+
+
+def _check_space(needed: int, cache_dir: str | Path | None) -> None:
+    """Raise StorageError if the cache's disk has less than `needed` bytes free, before the first is fetched."""
+    cache = _cache(cache_dir)
+    try:
+        free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    except OSError:  # A disk that does not tell; writing to it will.
+        return
+    if needed > free:
+        raise StorageError(
+            f"the download needs {_megabytes(needed)} MB but the disk of {cache} has {_megabytes(free)} MB free; "
+            "free some, or set HF_HOME to a folder on another disk."
+        )
+
+
+def _checked(endpoint: str | None) -> str:
+    """The endpoint's URL without a slash at its end. Raises InputError where it is no http(s) URL."""
+    url = (endpoint or constants.ENDPOINT).rstrip("/")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InputError(f"the hub's endpoint is {url!r}; expected a URL such as https://huggingface.co.")
+    return url
+
+
+def _absent(url: str, entry: HubFiles, wanted: str, present: Iterable[str]) -> InputError:
+    """Why a needed entry has no match: the weights are there only as a pickle, or not at all."""
+    plain = PurePosixPath(wanted.split("|")[-1])
+    pickles = [p for p in present if PurePosixPath(p).parent == plain.parent and p.endswith(PICKLES)]
+    if plain.suffix == ".safetensors" and pickles:
+        return InputError(
+            f"{entry.repo} (revision {entry.revision}) at {url} has its weights only as a pickle ({pickles[0]}), which "
+            f"can run code when opened and is never downloaded; convert it to {plain.name} with "
+            "https://huggingface.co/spaces/safetensors/convert, or with transformers' "
+            "save_pretrained(..., safe_serialization=True) where you trust the file, and give that folder instead."
+        )
+    return InputError(
+        f"{entry.repo} (revision {entry.revision}) at {url} has no {wanted.replace('|', ' or ')}; "
+        f"its layout changed or the copy is incomplete, so {MIRROR} that has it."
+    )
+
+
+@contextmanager
+def _one_sentence(url: str, repo: str, cache_dir: str | Path | None) -> Iterator[None]:
+    """Turn whatever the hub's client raises into an InputError or StorageError that says what to do."""
+    try:
+        yield
+    except _FAILURES as error:
+        raise _explained(error, url, repo, cache_dir) from error
+
+
+def _explained(error: Exception, url: str, repo: str, cache_dir: str | Path | None) -> EchoDistillError:
+    # hf_hub_download wraps a failed connection into "not found locally"; the reason is the cause.
+    reason = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    if isinstance(reason, OfflineModeIsEnabled):
+        return InputError(f"HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set; unset both to download {repo}.")
+    if isinstance(reason, GatedRepoError):
+        return InputError(
+            f"{url} gives {repo} only to users who accepted its terms; accept them on its page, log in with "
+            f"`hf auth login`, or {MIRROR}."
+        )
+    if isinstance(reason, RepositoryNotFoundError):
+        return InputError(f"{url} has no repository {repo}, or keeps it private; {MIRROR} that has it.")
+    if isinstance(reason, RevisionNotFoundError):
+        return InputError(f"{url} has {repo} but not the revision that is needed; {MIRROR} that has it.")
+    if isinstance(reason, EntryNotFoundError) and not isinstance(reason, LocalEntryNotFoundError):
+        return InputError(f"{url} lists a file of {repo} that it does not have; run it again, or {MIRROR}.")
+    text = str(reason).strip() or type(reason).__name__
+    full = "No space left on device" in text  # Xet's errors carry no number.
+    numbered = isinstance(reason, OSError) and reason.errno is not None
+    if full or (numbered and not isinstance(reason, (ConnectionError, TimeoutError))):
+        return StorageError(
+            f"cannot write {repo} to the hub cache {_cache(cache_dir)} ({text.splitlines()[0]}); "
+            "free some space there, or set HF_HOME to a folder on another disk that you may write to."
+        )
+    return InputError(
+        f"could not get {repo} from {url} ({text.splitlines()[0]}); check the connection and run it again, "
+        f"which keeps finished files, or {MIRROR}."
+    )

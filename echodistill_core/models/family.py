@@ -1,0 +1,131 @@
+"""A family: teacher, student and what they share, each with the noise schedule it predicts under."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..diffusion import NoiseSchedule
+from ..errors import InputError
+from .architectures import Architecture
+from .text import TextEncoder
+
+
+@dataclass
+class Denoiser:
+    """A UNet and the schedule it predicts under.
+
+    fingerprint: of its cross-attention keys and values as they were loaded; two files of one model share it.
+    origin: where it came from, for messages and metadata. licence: of the checkpoint, as far as it is known.
+    """
+
+    unet: UNet2DConditionModel
+    schedule: NoiseSchedule
+    fingerprint: str
+    origin: str
+    licence: str = "unknown"
+
+    def predict(self, zt: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """The UNet's prediction for latents (B, 4, h, w) at timesteps (B,) under text features (B, 77, width).
+
+        Returns float32: the one-step map divides by 0.068, which would amplify a half-precision rounding 15 times.
+        """
+        dtype = self.unet.conv_in.weight.dtype
+        return self.unet(zt.to(dtype), t, encoder_hidden_states=text.to(dtype)).sample.float()
+
+
+@dataclass
+class Family:
+    """Everything a run needs of pretrained models.
+
+    teacher is None where none was asked for (sampling, baselines without a teacher).
+    """
+
+    name: str
+    architecture: Architecture
+    student: Denoiser
+    teacher: Denoiser | None
+    text: TextEncoder
+    vae: AutoencoderKL
+    text_fingerprint: str
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        width = self.student.unet.config["cross_attention_dim"]
+        if self.teacher is not None:
+            other = self.teacher.unet.config["cross_attention_dim"]
+            if other != width:
+                raise InputError(
+                    f"teacher and student read text of different widths: {self.teacher.origin} reads {other}, "
+                    f"{self.student.origin} reads {width}; take both from one family (SD 2.1 with SD-Turbo)."
+                )
+        if self.text.width != width:
+            raise InputError(
+                f"the text encoder is {self.text.width} wide, but the student {self.student.origin} reads {width}; "
+                "use the text encoder of the student's own checkpoint."
+            )
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels per latent on a side: 8 for every Stable Diffusion VAE."""
+        return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return self.student.unet.conv_in.weight.device
+
+    def modules(self) -> list[nn.Module]:
+        """Every network of the family."""
+        teacher = [] if self.teacher is None else [self.teacher.unet]
+        return [self.student.unet, *teacher, self.text, self.vae]
+
+    def freeze(self) -> Family:
+        """Switch to evaluation and turn every gradient off; training then asks for what it trains."""
+        for module in self.modules():
+            module.eval().requires_grad_(False)
+        return self
+
+    def to(self, device: str | torch.device, dtype: torch.dtype) -> Family:
+        """Move and cast every network in place."""
+        for module in self.modules():
+            module.to(device=device, dtype=dtype)
+        return self
+
+    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """z = scale * E(x): images (B, 3, H, W) in [-1, 1] to float32 latents (B, 4, H/8, W/8).
+
+        generator: draws from the encoder's posterior on the CPU; None takes its mode.
+        """
+        posterior = self.vae.encode(x.to(self.vae.dtype)).latent_dist
+        z = posterior.mean
+        if generator is not None:
+            z = z + posterior.std * torch.randn(z.shape, generator=generator).to(z)
+        return z.float() * self.vae.config["scaling_factor"]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """x = D(z / scale): latents (B, 4, h, w) to float32 images (B, 3, 8h, 8w), nominally in [-1, 1]."""
+        return self.vae.decode((z / self.vae.config["scaling_factor"]).to(self.vae.dtype)).sample.float()
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits of SHA-256 over names, shapes and values rounded to half precision.
+
+    Rounding makes a model's fp32 file and its fp16 file the same model.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu", torch.float16).contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def unet_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """The fingerprint of a UNet in diffusers' names: of its cross-attention keys and values."""
+    return fingerprint({n: t for n, t in tensors.items() if ".attn2.to_k." in n or ".attn2.to_v." in n})

@@ -1,0 +1,196 @@
+"""Names of the same tensors in diffusers' layout and in Stable Diffusion's original ("single file") layout.
+
+diffusers converts from the original layout only; adapter files and checkpoints are also written in it, so the names are
+tabled here once and used in both directions. A rename moves no data: every tensor stays the very one it was,
+apart from OpenCLIP's fused attention weights, which are cut or joined along their first axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor, cat
+
+from .architectures import Architecture
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+OPEN_CLIP_PREFIX = "cond_stage_model.model."
+CLIP_PREFIX = "cond_stage_model.transformer.text_model."
+
+# Within one ResNet block of the UNet: diffusers' part -> the original's.
+_UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def unet_blocks(unet: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Pairs (diffusers' module, original module) for every block of a UNet with this configuration."""
+    widths = unet["block_out_channels"]
+    assert isinstance(widths, (tuple, list))
+    levels, layers = len(widths), unet["layers_per_block"]
+    assert isinstance(layers, int)
+    yield from _UNET_ENDS.items()
+    for level in range(levels):
+        start = 1 + level * (layers + 1)
+        for layer in range(layers):
+            yield f"down_blocks.{level}.resnets.{layer}", f"input_blocks.{start + layer}.0"
+            yield f"down_blocks.{level}.attentions.{layer}", f"input_blocks.{start + layer}.1"
+        yield f"down_blocks.{level}.downsamplers.0.conv", f"input_blocks.{start + layers}.0.op"
+        for layer in range(layers + 1):
+            n = level * (layers + 1) + layer
+            yield f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{n}.0"
+            yield f"up_blocks.{level}.attentions.{layer}", f"output_blocks.{n}.1"
+        # The upsampler follows the attention where there is one, so its place depends on the level's kind.
+        kinds = unet["up_block_types"]
+        assert isinstance(kinds, (tuple, list))
+        place = 2 if "CrossAttn" in kinds[level] else 1
+        yield f"up_blocks.{level}.upsamplers.0.conv", f"output_blocks.{(level + 1) * (layers + 1) - 1}.{place}.conv"
+    yield "mid_block.resnets.0", "middle_block.0"
+    yield "mid_block.attentions.0", "middle_block.1"
+    yield "mid_block.resnets.1", "middle_block.2"
+
+
+def unet_names(names: Iterable[str], architecture: Architecture) -> dict[str, str]:
+    """Map diffusers' UNet names to the original's (without the `model.diffusion_model.` prefix)."""
+    blocks = sorted(unet_blocks(architecture.unet), key=lambda pair: -len(pair[0]))
+    result = {}
+    for name in names:
+        here, there = next((a, b) for a, b in blocks if name.startswith(a + "."))
+        rest = name[len(here) + 1 :]
+        if ".resnets." in here:
+            part, _, leaf = rest.rpartition(".")
+            rest = f"{_UNET_RESNET[part]}.{leaf}"
+        result[name] = f"{there}.{rest}"
+    return result
+
+
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def vae_names(names: Iterable[str], architecture: Architecture) -> dict[str, str]:
+    """Map diffusers' VAE names to the original's (without the `first_stage_model.` prefix)."""
+    levels = len(architecture.vae["block_out_channels"])
+    result = {}
+    for name in names:
+        side, _, rest = name.partition(".")
+        p = rest.split(".")
+        leaf = p[-1]
+        if p[0] == "conv_norm_out":
+            new = f"norm_out.{leaf}"
+        elif p[0] == "mid_block" and p[1] == "resnets":
+            new = f"mid.block_{int(p[2]) + 1}." + ".".join(p[3:])
+        elif p[0] == "mid_block":
+            new = f"mid.attn_1.{_VAE_ATTENTION['.'.join(p[3:-1])]}.{leaf}"
+        elif p[0] == "down_blocks" and p[2] == "resnets":
+            new = f"down.{p[1]}.block.{p[3]}." + ".".join(p[4:])
+        elif p[0] == "down_blocks":
+            new = f"down.{p[1]}.downsample.conv.{leaf}"
+        elif p[0] == "up_blocks" and p[2] == "resnets":
+            new = f"up.{levels - 1 - int(p[1])}.block.{p[3]}." + ".".join(p[4:])
+        elif p[0] == "up_blocks":
+            new = f"up.{levels - 1 - int(p[1])}.upsample.conv.{leaf}"
+        else:
+            new = rest
+        result[name] = f"{side}.{new}".replace("conv_shortcut", "nin_shortcut") if rest else name
+    return result
+
+
+def _is_vae_attention(name: str) -> bool:
+    return "mid.attn_1." in name and name.endswith(("q.weight", "k.weight", "v.weight", "proj_out.weight"))
+
+
+_OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+_OPEN_CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+
+
+def text_to_original(text: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """transformers' CLIP text tensors under their names in an original checkpoint, prefix included."""
+    if architecture.pad_with_end:  # SD 1.x checkpoints hold transformers' own names
+        return {CLIP_PREFIX + name: tensor for name, tensor in text.items()}
+    result = {OPEN_CLIP_PREFIX + there: text[here] for here, there in _OPEN_CLIP_ENDS.items()}
+    for layer in range(architecture.text_encoder["num_hidden_layers"]):
+        here, there = f"encoder.layers.{layer}.", f"{OPEN_CLIP_PREFIX}transformer.resblocks.{layer}."
+        for a, b in _OPEN_CLIP_LAYER.items():
+            for leaf in ("weight", "bias"):
+                result[f"{there}{b}.{leaf}"] = text[f"{here}{a}.{leaf}"]
+        for leaf in ("weight", "bias"):
+            parts = [text[f"{here}self_attn.{part}_proj.{leaf}"] for part in "qkv"]
+            result[f"{there}attn.in_proj_{leaf}"] = cat(parts)
+    return result
+
+
+def text_from_original(checkpoint: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """The inverse of `text_to_original`. Empty where the checkpoint holds no text encoder of this family.
+
+    Layers past the architecture's count (OpenCLIP's last, which SD 2.x does not read) are left out.
+    """
+    if architecture.pad_with_end:
+        return {
+            name.removeprefix(CLIP_PREFIX): tensor
+            for name, tensor in checkpoint.items()
+            if name.startswith(CLIP_PREFIX) and not name.endswith("position_ids")
+        }
+    ends = {OPEN_CLIP_PREFIX + there: here for here, there in _OPEN_CLIP_ENDS.items()}
+    result = {here: checkpoint[there] for there, here in ends.items() if there in checkpoint}
+    for layer in range(architecture.text_encoder["num_hidden_layers"]):
+        here, there = f"encoder.layers.{layer}.", f"{OPEN_CLIP_PREFIX}transformer.resblocks.{layer}."
+        for a, b in _OPEN_CLIP_LAYER.items():
+            for leaf in ("weight", "bias"):
+                if f"{there}{b}.{leaf}" in checkpoint:
+                    result[f"{here}{a}.{leaf}"] = checkpoint[f"{there}{b}.{leaf}"]
+        for leaf in ("weight", "bias"):
+            fused = checkpoint.get(f"{there}attn.in_proj_{leaf}")
+            if fused is not None:
+                for part, tensor in zip("qkv", fused.chunk(3), strict=True):
+                    result[f"{here}self_attn.{part}_proj.{leaf}"] = tensor
+    return result
+
+
+def to_original(
+    unet: Mapping[str, Tensor], text: Mapping[str, Tensor], vae: Mapping[str, Tensor], architecture: Architecture
+) -> dict[str, Tensor]:
+    """A whole checkpoint in the original layout from the three networks' state dictionaries in diffusers' layout."""
+    result = {UNET_PREFIX + there: unet[here] for here, there in unet_names(unet, architecture).items()}
+    result.update(text_to_original(text, architecture))
+    for here, there in vae_names(vae, architecture).items():
+        tensor = vae[here]
+        # The original's attention is a 1x1 convolution; diffusers' is a linear layer.
+        result[VAE_PREFIX + there] = tensor[:, :, None, None] if _is_vae_attention(there) else tensor
+    return result
+
+
+def from_original(checkpoint: Mapping[str, Tensor], names: Mapping[str, str], prefix: str) -> dict[str, Tensor]:
+    """Tensors of one network in diffusers' layout.
+
+    names: as `unet_names` or `vae_names` return them. Names that the checkpoint lacks are left out.
+    """
+    result = {}
+    for here, there in names.items():
+        tensor = checkpoint.get(prefix + there)
+        if tensor is not None:
+            result[here] = tensor[:, :, 0, 0] if _is_vae_attention(there) and tensor.ndim == 4 else tensor
+    return result

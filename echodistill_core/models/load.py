@@ -1,0 +1,114 @@
+"""From checkpoints to a family: diffusers folders, single files, hub cache, or tensors a caller hands over. Offline.
+
+Every source becomes state dictionaries in diffusers' names first; then the networks are made on the meta device and
+take these very tensors, so a checkpoint is in memory once, in the precision of its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from ..errors import InputError
+from ..tensorfile import read_tensors
+from .architectures import Architecture
+from .assemble import StateDict, assemble, empty_text_encoder, empty_unet, empty_vae
+from .checkpoint import Checkpoint, Source, read_checkpoint
+from .family import Denoiser, Family, fingerprint, unet_fingerprint
+from .text import TextEncoder, clip_tokenizer
+
+
+def load_family(
+    student: Source,
+    teacher: Source | None = None,
+    *,
+    name: str = "custom",
+    with_teacher: bool = True,
+    student_prediction: str = "auto",
+    teacher_prediction: str = "auto",
+    student_lora: str | Path | None = None,
+    architecture: Architecture | None = None,
+    licences: Mapping[str, str] | None = None,
+) -> Family:
+    """Build a frozen family on the CPU, in the files' own precision.
+
+    The text encoder is the teacher's and the VAE the student's, each the other's where it is missing.
+    with_teacher: False leaves the teacher's UNet out but still takes its text encoder, which the token belongs to.
+    student_lora: a LoRA that makes the student one-step (Hyper-SD), merged into it; needs peft.
+    licences: of "teacher" and "student", for the metadata of what is trained from them.
+    Raises InputError as `read_checkpoint` and `Family` do, and where neither source has a text encoder or VAE.
+    """
+    licences = licences or {}
+    s = read_checkpoint(student, prediction=student_prediction, architecture=architecture, origin="student")
+    t = None
+    if teacher is not None:
+        t = read_checkpoint(teacher, prediction=teacher_prediction, architecture=architecture, origin="teacher")
+    text_owner = t if t is not None and t.text_encoder else s
+    vae_owner = s if s.vae or t is None else t
+    for what, owner in (("text_encoder", text_owner), ("vae", vae_owner)):
+        if not getattr(owner, what):
+            raise InputError(f"{owner.origin} holds no {what}; expected a whole checkpoint, not a UNet alone.")
+    warnings = []
+    if t is not None and t.text_encoder and s.text_encoder and not _same_text_encoder(t, s):
+        warnings.append(
+            f"the text encoders of teacher ({t.origin}) and student ({s.origin}) differ: the student will read the "
+            "teacher's features, which it was not trained on, and its pictures may follow prompts less well."
+        )
+    text = assemble(
+        empty_text_encoder(text_owner.architecture), text_owner.text_encoder, f"text encoder of {text_owner.origin}"
+    )
+    tokenizer = text_owner.tokenizer or clip_tokenizer(text_owner.architecture.pad_with_end)
+    teacher_denoiser = None
+    if t is not None and with_teacher:
+        teacher_denoiser = _denoiser(t, None, licences.get("teacher", "unknown"))
+    return Family(
+        name=name,
+        architecture=s.architecture,
+        student=_denoiser(s, student_lora, licences.get("student", "unknown")),
+        teacher=teacher_denoiser,
+        text=TextEncoder(text, tokenizer),
+        vae=assemble(empty_vae(vae_owner.architecture), vae_owner.vae, f"VAE of {vae_owner.origin}"),
+        text_fingerprint=fingerprint(text_owner.text_encoder),
+        warnings=warnings,
+    ).freeze()
+
+
+def _denoiser(checkpoint: Checkpoint, lora: str | Path | None, licence: str) -> Denoiser:
+    unet = assemble(empty_unet(checkpoint.architecture), checkpoint.unet, f"UNet of {checkpoint.origin}")
+    tensors: StateDict = checkpoint.unet
+    if lora is not None:
+        unet = _fuse_lora(unet, Path(lora))
+        tensors = unet.state_dict()
+    return Denoiser(unet, checkpoint.schedule, unet_fingerprint(tensors), checkpoint.origin, licence)
+
+
+def _fuse_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
+    """Merge a LoRA file of any layout that diffusers reads into a copy of the UNet's weights."""
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise InputError("merging a LoRA into the student needs the package peft; run: pip install peft") from None
+    from diffusers import StableDiffusionPipeline
+
+    # Merging adds in place, and these tensors belong to a file or a caller.
+    unet.load_state_dict({n: t.detach().clone() for n, t in unet.state_dict().items()}, assign=True)
+    tensors, alphas = StableDiffusionPipeline.lora_state_dict(read_tensors(path), unet_config=unet.config)
+    try:
+        StableDiffusionPipeline.load_lora_into_unet(tensors, alphas, unet)
+    except Exception as error:
+        raise InputError(f"LoRA {path} does not fit the student: {error}") from error
+    unet.fuse_lora()
+    unet.unload_lora()
+    return unet
+
+
+def _same_text_encoder(a: Checkpoint, b: Checkpoint) -> bool:
+    if a.text_encoder.keys() != b.text_encoder.keys():
+        return False
+    return all(
+        x.shape == b.text_encoder[n].shape and torch.equal(x.half(), b.text_encoder[n].half())
+        for n, x in a.text_encoder.items()
+    )

@@ -1,0 +1,87 @@
+"""Loading the family that a run's sources name, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import InputError
+from ..settings import nearest
+from .architectures import TINY
+from .checkpoint import Source
+from .family import Family
+from .hub import HUB, cached_file, cached_folder
+from .load import load_family
+from .sources import FAMILIES, ModelSources, NamedFamily
+from .tiny import tiny_checkpoint
+
+
+def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
+    """Load the family these sources name, offline.
+
+    with_teacher: False leaves the teacher's UNet out, but keeps its text encoder.
+    Raises InputError where a file or a part in the hub cache is missing, with the command that gets it.
+    """
+    named = FAMILIES[sources.family]
+    if sources.family == "tiny" and not (sources.teacher or sources.student):
+        return load_family(
+            tiny_checkpoint("student"),
+            tiny_checkpoint("teacher"),
+            name="tiny",
+            with_teacher=with_teacher,
+            teacher_prediction="v_prediction",
+            architecture=TINY,
+            licences={"teacher": "MIT (random weights)", "student": "MIT (random weights)"},
+        )
+    lora: Path | None = Path(sources.student_lora) if sources.student_lora else None
+    if lora is not None and not lora.is_file():
+        raise InputError(f"student_lora {lora} does not exist; expected a .safetensors file.")
+    if lora is None and named.student_lora and not sources.student:
+        lora = cached_file(named.student_lora, HUB[named.student_lora].files[0])
+        if lora is None:
+            raise _not_cached(named.student_lora, named)
+    return load_family(
+        _locate(sources.student, named.student, named),
+        _locate(sources.teacher, named.teacher, named),
+        name=sources.family,
+        with_teacher=with_teacher,
+        student_prediction=sources.student_prediction,
+        teacher_prediction=sources.teacher_prediction,
+        student_lora=lora,
+        licences={
+            "teacher": _licence(sources.teacher, named.teacher),
+            "student": _licence(sources.student, named.student),
+        },
+    )
+
+
+def _locate(own: str, default: str, named: NamedFamily) -> Source:
+    if own:
+        if Path(own).exists():
+            return Path(own)
+        if own in HUB:
+            default = own
+        else:
+            raise InputError(
+                f"checkpoint {own!r} does not exist; expected a diffusers folder, a .safetensors file, or one of "
+                f"{', '.join(HUB)}{nearest(own, HUB)}."
+            )
+    if default not in HUB:
+        return tiny_checkpoint("student")
+    folder = cached_folder(default)
+    if folder is None:
+        raise _not_cached(default, named)
+    return folder
+
+
+def _not_cached(name: str, named: NamedFamily) -> InputError:
+    wanted = named.bundle or name
+    return InputError(
+        f"{HUB[name].repo} is not in the hub cache and nothing is downloaded unasked; run: echodistill download "
+        f"{wanted}, or name files of your own with --teacher and --student."
+    )
+
+
+def _licence(own: str, default: str) -> str:
+    if own and own not in HUB:
+        return "that of the given checkpoint"
+    return HUB[own or default].licence if (own or default) in HUB else "MIT (random weights)"

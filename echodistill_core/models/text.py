@@ -1,0 +1,170 @@
+"""The text encoder that teacher and student share, and the placeholder tokens it learns to read."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
+
+from ..errors import InputError
+
+# A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
+_PLACEHOLDER = re.compile(r"[^\s():,|\\/\"']+")
+
+
+@lru_cache(maxsize=1)
+def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's byte-pair vocabulary and merges, read from the file that open_clip's package carries."""
+    from open_clip.tokenizer import bytes_to_unicode, default_bpe
+
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    # The published file lists more merges than CLIP uses: 49152 - 256 byte tokens - 2 ends, after a header line.
+    merges = [(a, b) for a, b in (line.split() for line in lines[1 : 49152 - 256 - 2 + 1])]
+    letters = list(bytes_to_unicode().values())
+    words = letters + [w + "</w>" for w in letters] + [a + b for a, b in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    return {word: i for i, word in enumerate(words)}, merges
+
+
+def clip_tokenizer(pad_with_end: bool) -> CLIPTokenizer:
+    """CLIP's tokenizer (49408 words, 77 tokens), built without any download.
+
+    pad_with_end: pad with the end token as SD 1.x does; otherwise with token 0, "!", as SD 2.x does.
+    """
+    vocabulary, merges = _clip_vocabulary()
+    pad = "<|endoftext|>" if pad_with_end else "!"
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), pad_token=pad, model_max_length=77)
+
+
+def check_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
+    """Raise InputError unless `placeholder` can become a new word: one word, no prompt syntax, not known already."""
+    if not _PLACEHOLDER.fullmatch(placeholder):
+        raise InputError(
+            f"placeholder {placeholder!r} cannot be a word of a prompt; expected no spaces, brackets, commas, colons, "
+            "quotes or slashes, for instance <new1>."
+        )
+    ids = tokenizer(placeholder, add_special_tokens=False).input_ids
+    if len(ids) == 1:
+        raise InputError(
+            f"placeholder {placeholder!r} is already a word of the vocabulary (token {ids[0]}) and would lose its "
+            "meaning; choose a word that does not exist, for instance <new1>."
+        )
+
+
+class TextEncoder(nn.Module):
+    """tau(y): prompts to text features, with placeholder words whose embedding rows live outside the table.
+
+    The table of the vocabulary stays frozen and untouched, so that what is learned, and what AdamW decays, is the rows
+    of the placeholder alone.
+    """
+
+    def __init__(self, model: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.placeholders: dict[str, int] = {}
+
+    @property
+    def table(self) -> Tensor:
+        """The vocabulary's embedding table, (49408, width)."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def width(self) -> int:
+        """Width of an embedding row and of a text feature."""
+        return self.table.shape[1]
+
+    def with_placeholders(self, placeholders: dict[str, int]) -> TextEncoder:
+        """The same encoder reading these words as new: name -> number of embedding rows. The weights are shared.
+
+        Raises InputError for a word that cannot be a placeholder.
+        """
+        # A tokenizer cannot forget an added word, so each set of placeholders gets its own.
+        tokenizer = copy.deepcopy(self.tokenizer)
+        for name in placeholders:
+            check_placeholder(tokenizer, name)
+        for name in placeholders:
+            # A placeholder of letters alone must not be found inside a longer word; <new1> may touch its neighbours.
+            tokenizer.add_tokens([AddedToken(name, normalized=True, single_word=name.isalnum())])
+        encoder = TextEncoder(self.model, tokenizer)
+        encoder.placeholders = dict(placeholders)
+        return encoder
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (B, 77), padded; ids from 49408 on are the placeholders' rows, in order of declaration.
+
+        Raises InputError where a prompt is so long that a placeholder in it would be cut off.
+        """
+        vocabulary = self.table.shape[0]
+        rows_of: dict[int, list[int]] = {}
+        next_row = vocabulary
+        for name, count in self.placeholders.items():
+            rows_of[self.tokenizer.convert_tokens_to_ids(name)] = list(range(next_row, next_row + count))
+            next_row += count
+        length = self.model.config.max_position_embeddings
+        batch = []
+        for prompt in prompts:
+            ids = [
+                row
+                for token in self.tokenizer(prompt, add_special_tokens=False).input_ids
+                for row in rows_of.get(token, [token])
+            ]
+            if any(i >= vocabulary for i in ids[length - 2 :]):
+                raise InputError(
+                    f"the prompt {prompt!r} has {len(ids)} tokens and its placeholder would be cut off; "
+                    f"expected it within the first {length - 2}: shorten the prompt."
+                )
+            ids = [self.tokenizer.bos_token_id, *ids[: length - 2], self.tokenizer.eos_token_id]
+            batch.append(ids + [self.tokenizer.pad_token_id] * (length - len(ids)))
+        return torch.tensor(batch, dtype=torch.long)
+
+    def forward(self, prompts: Sequence[str], rows: Tensor | None = None) -> Tensor:
+        """Text features (B, 77, width).
+
+        rows: the placeholders' embeddings (n, width), in order of declaration; gradients reach them and nothing else.
+        Raises InputError where a prompt uses a placeholder and no rows are given, or the count differs.
+        """
+        vocabulary = self.table.shape[0]
+        ids = self.tokenize(prompts).to(self.table.device)
+        expected = sum(self.placeholders.values())
+        if rows is None:
+            if bool((ids >= vocabulary).any()):
+                raise InputError("a prompt uses a placeholder whose learned rows were not given; load its adapter.")
+            return self.model(ids).last_hidden_state
+        if rows.shape != (expected, self.width):
+            raise InputError(f"placeholder rows have shape {tuple(rows.shape)}; expected ({expected}, {self.width}).")
+
+        def insert(_: nn.Module, __: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
+            own = rows.to(embedded)[(ids - vocabulary).clamp_min(0)]
+            return torch.where((ids >= vocabulary)[..., None], own, embedded)
+
+        handle = self.model.get_input_embeddings().register_forward_hook(insert)
+        try:
+            return self.model(ids.clamp_max(vocabulary - 1)).last_hidden_state
+        finally:
+            handle.remove()
+
+    def noun_rows(self, class_noun: str, count: int) -> Tensor:
+        """Initial placeholder rows (count, width), float32: the mean embedding of the class noun's tokens, repeated.
+
+        Raises InputError for an empty noun.
+        """
+        ids = self.tokenizer(class_noun, add_special_tokens=False).input_ids
+        if not ids:
+            raise InputError("class_noun is empty; expected what the photographs show, for instance dog.")
+        mean = self.table[torch.tensor(ids, device=self.table.device)].detach().float().mean(dim=0)
+        return mean.repeat(count, 1)
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer of a diffusers folder (its `tokenizer` subfolder)."""
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

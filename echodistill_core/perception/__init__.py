@@ -1,0 +1,1 @@
+"""Frozen image encoders: what the critics look with and the identity loss compares."""

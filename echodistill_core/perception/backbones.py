@@ -1,0 +1,224 @@
+"""The frozen backbones, each knowing its input size and normalisation, and how an image becomes its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import ImageProjection
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTModel,
+)
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def _cls_token(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).last_hidden_state[:, 0]
+
+
+def _image_embedding(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).image_embeds
+
+
+def _clip_image_features(model: nn.Module, x: Tensor) -> Tensor:
+    pooled = model.vision_model(x).pooler_output  # type: ignore[operator]
+    return model.visual_projection(pooled)  # type: ignore[operator]
+
+
+def _vit(config: ViTConfig) -> ViTModel:
+    return ViTModel(config, add_pooling_layer=False)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is particular to one backbone.
+
+    size: side of the square input in pixels. mean, std: of its training images in [0, 1], per channel.
+    build: from `config` to the encoder. features: encoder and prepared images to (B, d).
+    projector: arguments of IP-Adapter's image projector that follows the encoder, or None.
+    """
+
+    name: str
+    title: str
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    build: Callable[[Any], nn.Module]
+    config: Any
+    features: Callable[[nn.Module, Tensor], Tensor]
+    projector: dict[str, int] | None = None
+
+
+def _spec(
+    name: str, title: str, size: int, statistics: Any, build: Any, config: Any, features: Any, **more: Any
+) -> Spec:
+    mean, std = statistics
+    return Spec(name, title, size, mean, std, build, config, features, **more)
+
+
+def _clip_model(vision: dict[str, Any], text: dict[str, Any], projection: int) -> CLIPConfig:
+    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=projection)
+
+
+def _dinov2(width: int, layers: int, heads: int) -> Dinov2Config:
+    return Dinov2Config(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, image_size=518, patch_size=14
+    )
+
+
+SPECS: dict[str, Spec] = {
+    spec.name: spec
+    for spec in (
+        _spec(
+            "dino",
+            "DINO v1 ViT-S/16",
+            224,
+            IMAGENET,
+            _vit,
+            ViTConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536),
+            _cls_token,
+        ),
+        _spec("dinov2", "DINO v2 ViT-L/14", 518, IMAGENET, Dinov2Model, _dinov2(1024, 24, 16), _cls_token),
+        _spec("dinov2-small", "DINO v2 ViT-S/14", 224, IMAGENET, Dinov2Model, _dinov2(384, 12, 6), _cls_token),
+        _spec(
+            "clip",
+            "CLIP ViT-H/14 with IP-Adapter's projector",
+            224,
+            CLIP,
+            CLIPVisionModelWithProjection,
+            CLIPVisionConfig(
+                hidden_size=1280,
+                intermediate_size=5120,
+                num_hidden_layers=32,
+                num_attention_heads=16,
+                patch_size=14,
+                image_size=224,
+                hidden_act="gelu",
+                projection_dim=1024,
+            ),
+            _image_embedding,
+            projector={"image_embed_dim": 1024, "cross_attention_dim": 768, "num_image_text_embeds": 4},
+        ),
+        _spec(
+            "clip-vit-l-14-336",
+            "OpenAI CLIP ViT-L/14@336 (metrics)",
+            336,
+            CLIP,
+            CLIPModel,
+            _clip_model(
+                {
+                    "hidden_size": 1024,
+                    "intermediate_size": 4096,
+                    "num_hidden_layers": 24,
+                    "num_attention_heads": 16,
+                    "patch_size": 14,
+                    "image_size": 336,
+                },
+                {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+                768,
+            ),
+            _clip_image_features,
+        ),
+        _spec(
+            "clip-vit-b-32",
+            "OpenAI CLIP ViT-B/32 (metrics)",
+            224,
+            CLIP,
+            CLIPModel,
+            _clip_model({}, {}, 512),
+            _clip_image_features,
+        ),
+    )
+}
+
+# Random weights of a few thousand parameters in the same kinds of networks, for tests.
+_TINY_VIT: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+    "image_size": 32,
+}
+TINY_SPECS: dict[str, Spec] = {
+    spec.name: spec
+    for spec in (
+        _spec("dino", "tiny random ViT", 32, IMAGENET, _vit, ViTConfig(**_TINY_VIT, intermediate_size=64), _cls_token),
+        _spec("dinov2", "tiny random DINO v2", 32, IMAGENET, Dinov2Model, Dinov2Config(**_TINY_VIT), _cls_token),
+        _spec("dinov2-small", "tiny random DINO v2", 32, IMAGENET, Dinov2Model, Dinov2Config(**_TINY_VIT), _cls_token),
+        _spec(
+            "clip",
+            "tiny random CLIP with projector",
+            32,
+            CLIP,
+            CLIPVisionModelWithProjection,
+            CLIPVisionConfig(**_TINY_VIT, intermediate_size=64, projection_dim=32, hidden_act="gelu"),
+            _image_embedding,
+            projector={"image_embed_dim": 32, "cross_attention_dim": 16, "num_image_text_embeds": 4},
+        ),
+    )
+}
+
+
+class Backbone(nn.Module):
+    """A frozen encoder. Called with images it returns features (B, d) that gradients can pass through to the image.
+
+    With a projector, d is tokens x width and `tokens` gives the features their token axis back.
+    """
+
+    def __init__(self, spec: Spec, encoder: nn.Module, projector: ImageProjection | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = encoder
+        self.projector = projector
+        self.eval().requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """d, the number of features of an image."""
+        if self.spec.projector is not None:
+            return self.spec.projector["cross_attention_dim"] * self.spec.projector["num_image_text_embeds"]
+        if isinstance(self.spec.config, CLIPConfig):
+            return int(self.spec.config.projection_dim)
+        return int(self.spec.config.hidden_size)
+
+    def forward(self, x: Tensor, normalise: bool = True) -> Tensor:
+        """Features (B, d), float32, of images (B, 3, H, W) in [-1, 1].
+
+        normalise: bring the images to the backbone's own mean and deviation; False leaves them in [-1, 1].
+        """
+        dtype = next(self.encoder.parameters()).dtype
+        features = self.spec.features(self.encoder, prepare(x, self.spec, normalise).to(dtype))
+        if self.projector is not None:
+            features = self.projector(features).flatten(1)
+        return features.float()
+
+    def tokens(self, features: Tensor) -> Tensor:
+        """Features (B, d) as (B, tokens, width); one token where there is no projector."""
+        count = 1 if self.spec.projector is None else self.spec.projector["num_image_text_embeds"]
+        return features.unflatten(1, (count, -1))
+
+
+def prepare(x: Tensor, spec: Spec, normalise: bool) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] at the backbone's size, and with `normalise` at its mean and deviation.
+
+    Resized bicubically with antialiasing, as the backbones' own evaluation pipelines do.
+    """
+    if x.shape[-2:] != (spec.size, spec.size):
+        x = F.interpolate(x, size=(spec.size, spec.size), mode="bicubic", antialias=True, align_corners=False)
+    if not normalise:
+        return x
+    mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).reshape(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    return ((x + 1) / 2 - mean) / std

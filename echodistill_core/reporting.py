@@ -1,0 +1,73 @@
+"""Pictures of a run: contact sheets of samples and a plot of the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from .files import replacing
+from .training.events import CheckpointSaved, Event, PreviewReady
+from .training.run import Run
+
+
+def to_pictures(images: Tensor) -> list[Image.Image]:
+    """Images (B, 3, H, W) in [-1, 1] as 8-bit pictures."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu").byte()
+    return [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in pixels]
+
+
+def contact_sheet(images: Tensor, columns: int = 4) -> Image.Image:
+    """Images (B, 3, H, W) in [-1, 1] side by side with thin white gaps."""
+    return to_pictures(make_grid(images.float().cpu(), nrow=columns, padding=4, pad_value=1.0)[None])[0]
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture atomically, in the format of the path's suffix (PNG where it has none)."""
+    kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
+    with replacing(path) as temporary:
+        picture.save(temporary, format=kind)
+
+
+def plot_losses(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
+    """One small panel for each logged term over the iterations, on a logarithmic axis, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [n for n in dict.fromkeys(key for row in rows for key in row) if n != "step"]
+    if not names:
+        return
+    columns = 4
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.2 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(lines, columns, i + 1)
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot([x for x, _ in points], [y for _, y in points], linewidth=0.8)
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.tick_params(labelsize=7)
+        if all(y > 0 for _, y in points):
+            axes.set_yscale("log")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+class RunPictures:
+    """A listener that keeps a run's contact sheets and loss plots up to date."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self.folder = run_folder
+
+    def __call__(self, event: Event) -> None:
+        """Write what the event calls for."""
+        if isinstance(event, PreviewReady):
+            path = self.folder / event.stage / "samples" / f"step_{event.step:06d}.png"
+            save_picture(path, contact_sheet(event.images))
+        elif isinstance(event, CheckpointSaved):
+            rows = Run(self.folder, {}).read_log(event.stage)
+            plot_losses(rows, self.folder / event.stage / "losses.png", f"{self.folder.name}: {event.stage}")

@@ -1,0 +1,109 @@
+"""Sampling in 1, 2, 4 or more steps, from noise or from a picture, with the algebra that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .adapter.apply import Personalised
+from .diffusion import guided, timesteps_like, trailing_timesteps
+from .errors import InputError
+from .models.family import Denoiser, Family
+
+
+def draw_noise(family: Family, count: int, height: int, width: int, seed: int) -> Tensor:
+    """Unit noise (count, 4, height/8, width/8), float32 on the CPU. Image i has the noise of seed + i alone.
+
+    Raises InputError for a size that is no multiple of the VAE's factor.
+    """
+    factor = family.latent_factor
+    if height < factor or width < factor or height % factor or width % factor:
+        raise InputError(
+            f"size {width}x{height} cannot be made; expected multiples of {factor} pixels, for instance 512x512."
+        )
+    shape = (family.student.unet.config["in_channels"], height // factor, width // factor)
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])
+
+
+@torch.no_grad()
+def denoise(
+    denoiser: Denoiser,
+    noise: Tensor,
+    text: Tensor,
+    steps: int,
+    *,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
+    start: Tensor | None = None,
+    strength: float = 1.0,
+) -> Tensor:
+    """Deterministic DDIM (Song et al. 2021, eta 0) over trailing timesteps; one step is the one-step map of training.
+
+    noise: (B, 4, h, w). text, unconditional: (B, 77, width); unconditional is used where guidance is not 1.
+    start: clean latents to begin from, re-noised to the first timestep; strength in (0, 1] is how far. Without it the
+    process begins from the noise itself, as the one-step student was trained to.
+    Returns clean latents, float32.
+    """
+    schedule = denoiser.schedule
+    timesteps = trailing_timesteps(steps, schedule.timesteps, strength if start is not None else 1.0)
+    z = noise
+    if start is not None:
+        z = schedule.add_noise(start, noise, timesteps_like(timesteps[0], noise))
+    clean = z
+    for i, step in enumerate(timesteps):
+        t = timesteps_like(step, z)
+        prediction = denoiser.predict(z, t, text)
+        if guidance != 1.0 and unconditional is not None:
+            prediction = guided(prediction, denoiser.predict(z, t, unconditional), guidance)
+        clean = schedule.to_x0(prediction, z, t)
+        if i + 1 < len(timesteps):
+            z = schedule.add_noise(clean, schedule.to_epsilon(prediction, z, t), timesteps_like(timesteps[i + 1], z))
+    return clean
+
+
+@torch.no_grad()
+def sample(
+    model: Personalised,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    steps: int = 1,
+    height: int = 0,
+    width: int = 0,
+    guidance: float = 1.0,
+    image: Tensor | None = None,
+    strength: float = 1.0,
+) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], float32, one for each prompt; image i is drawn from seed + i.
+
+    height, width: multiples of 8; 0 takes the family's own. guidance: 1 for the one-step student.
+    image: (1 or B, 3, H, W) in [-1, 1] to begin from; strength in (0, 1] is how much of it is redrawn.
+    Raises InputError for sizes, steps or strengths that do not fit.
+    """
+    family = model.family
+    height, width = height or family.architecture.resolution, width or family.architecture.resolution
+    if not 0 < strength <= 1:
+        raise InputError(f"strength is {strength}; expected more than 0 (keep the picture) and at most 1 (redraw it).")
+    noise = draw_noise(family, len(prompts), height, width, seed).to(family.device)
+    text = model.text(prompts)
+    unconditional = model.text([""]).expand_as(text) if guidance != 1.0 else None
+    start = None
+    if image is not None:
+        if image.shape[-2:] != (height, width):
+            raise InputError(
+                f"the picture is {image.shape[-1]}x{image.shape[-2]}; expected {width}x{height}, as asked for."
+            )
+        start = family.encode(image.to(family.device)).expand_as(noise)
+    latents = denoise(
+        model.denoiser,
+        noise,
+        text,
+        steps,
+        unconditional=unconditional,
+        guidance=guidance,
+        start=start,
+        strength=strength,
+    )
+    return family.decode(latents).clamp(-1, 1)

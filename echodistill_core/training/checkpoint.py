@@ -1,0 +1,81 @@
+"""Checkpoints: everything that changes while a run trains, in one safetensors file, written atomically, no pickles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..tensorfile import read_header, read_tensors, write_tensors
+from .state import TrainState
+
+FORMAT_VERSION = "1"
+
+
+def save_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
+    """Write the state after its last iteration. An earlier file at `path` is replaced only by a whole new one.
+
+    Raises DivergedError, and keeps the earlier file, where a trained tensor is not finite; StorageError where it cannot
+    be written.
+    """
+    state.check_finite()
+    tensors: dict[str, Tensor] = dict(state.trained_tensors())
+    groups = {}
+    for name, optimizer in state.optimizers.items():
+        content = optimizer.state_dict()
+        for index, moments in content["state"].items():
+            for key, value in moments.items():
+                tensors[f"optimizers/{name}/{index}/{key}"] = torch.as_tensor(value)
+        groups[name] = content["param_groups"]
+    for name, generator in state.generators.items():
+        tensors[f"generators/{name}"] = generator.get_state()
+    metadata = {
+        "format": "echodistill-checkpoint",
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "step": str(state.step),
+        "param_groups": json.dumps(groups, sort_keys=True),
+    }
+    write_tensors(path, tensors, metadata)
+
+
+def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
+    """Bring a freshly made state to where the checkpoint was written, learning rates included.
+
+    Raises InputError where the file is damaged, of another run, or does not hold what this state needs.
+    """
+    metadata = read_header(path).metadata
+    if metadata.get("format") != "echodistill-checkpoint" or metadata.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path} is no checkpoint of this version of EchoDistill; train again into a new folder.")
+    if metadata.get("fingerprint") != fingerprint:
+        raise InputError(
+            f"{path} belongs to another run (fingerprint {metadata.get('fingerprint')}, expected {fingerprint}); "
+            "choose the folder that it was written in."
+        )
+    tensors = read_tensors(path)
+    trained = state.trained_tensors()
+    for name, tensor in trained.items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            raise InputError(
+                f"{path} has no tensor {name} of shape {tuple(tensor.shape)}; train again into a new folder."
+            )
+        tensor.copy_(tensors[name])
+    groups = json.loads(metadata["param_groups"])
+    for name, optimizer in state.optimizers.items():
+        optimizer.load_state_dict({"state": _moments(tensors, f"optimizers/{name}/"), "param_groups": groups[name]})
+    for name, generator in state.generators.items():
+        generator.set_state(tensors[f"generators/{name}"].clone())
+    state.step = int(metadata["step"])
+
+
+def _moments(tensors: dict[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            index, _, key = name.removeprefix(prefix).partition("/")
+            # The file may be replaced while these are in use, so they must not stay views of it.
+            moments.setdefault(int(index), {})[key] = tensor.clone()
+    return moments

@@ -1,0 +1,57 @@
+"""What a running stage reports. Progress bars, contact sheets and tests are listeners of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """An iteration ended. losses: term -> scalar tensor on the training device; reading one waits for the device."""
+
+    stage: str
+    step: int
+    iterations: int
+    losses: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LossesLogged:
+    """Losses of the iterations since the last log, as numbers, checked to be finite."""
+
+    stage: str
+    rows: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class PreviewReady:
+    """One-step samples of the student as it is now: (B, 3, H, W) in [-1, 1], with the prompts and seeds fixed."""
+
+    stage: str
+    step: int
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """The stage can resume from here."""
+
+    stage: str
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class PoolProgress:
+    """The echoing stage's pool has so many of its images."""
+
+    done: int
+    size: int
+
+
+Event = StepDone | LossesLogged | PreviewReady | CheckpointSaved | PoolProgress
+Listener = Callable[[Event], None]

@@ -1,0 +1,118 @@
+"""The loop: Algorithm 1 until the stage's iterations are done, telling listeners and leaving checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..adapter.file import Adapter, describe_run, write_adapter
+from ..concept.prompts import TEMPLATES, caption
+from ..errors import DivergedError
+from ..models import layout
+from ..settings import determining
+from .batches import TrainingImages
+from .checkpoint import save_checkpoint
+from .events import CheckpointSaved, Listener, LossesLogged, PreviewReady, StepDone
+from .run import Run
+from .samples import one_step_images
+from .state import TrainState
+from .steps import critic_step, student_step, teacher_step
+
+PREVIEW_IMAGES = 4
+
+
+def train_stage(
+    state: TrainState, run: Run, stage: str, images: TrainingImages, iterations: int, listen: Listener
+) -> None:
+    """Train from state.step to `iterations`, then write the stage's adapters and mark it finished.
+
+    listen: called after every iteration. An exception that it raises stops the stage after a checkpoint, so the
+        listener is where a user's Cancel goes.
+    Raises DivergedError naming term and step where a loss is not finite; the last good checkpoint stays.
+    """
+    settings = state.settings
+    waiting: list[tuple[int, Mapping[str, Tensor]]] = []
+    while state.step < iterations:
+        batch = images.draw(state.step, state.generators["data"]).to(state.device)
+        losses = teacher_step(state, batch)
+        student_losses, made = student_step(state, batch)
+        losses |= student_losses
+        losses |= critic_step(state, batch, made)
+        state.step += 1
+        waiting.append((state.step, losses))
+        last = state.step == iterations
+        try:
+            listen(StepDone(stage, state.step, iterations, losses))
+            if last or state.step % settings.log_every == 0:
+                _log(run, stage, waiting, listen)
+            if settings.preview_every and (last or state.step % settings.preview_every == 0):
+                listen(PreviewReady(stage, state.step, preview(state)))
+        except DivergedError:
+            raise
+        except BaseException:
+            _save(state, run, stage, waiting, listen=None)
+            raise
+        if last or state.step % settings.checkpoint_every == 0:
+            _save(state, run, stage, waiting, listen)
+    _finish(state, run, stage, iterations)
+
+
+def preview(state: TrainState) -> Tensor:
+    """Samples of the student as it is, (4, 3, S, S) in [-1, 1], always of the same prompt and noise."""
+    settings = state.settings
+    prompt = caption(TEMPLATES[0], settings.placeholder, settings.class_noun)
+    size = settings.resolution or state.family.architecture.resolution
+    return one_step_images(state, [prompt] * PREVIEW_IMAGES, settings.seed, size)
+
+
+def adapters_of(state: TrainState, stage: str, iterations: int) -> dict[str, Adapter]:
+    """What each role has learned so far, by role."""
+    architecture, result = state.family.architecture, {}
+    for role, weights in state.weights.items():
+        names = layout.unet_names(weights.base, architecture)
+        factors = {names[n]: pair for n, pair in weights.factors().items()}
+        result[role] = Adapter(
+            rows=state.rows[role].detach().float().cpu(),
+            deltas={} if factors else {names[n]: d for n, d in weights.deltas().items()},
+            factors=factors,
+            metadata=describe_run(state.family, role, determining(state.settings), stage, iterations),
+        )
+    return result
+
+
+def _log(run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]], listen: Listener | None) -> None:
+    """Read the waiting losses, the loop's only wait for the device, check them and write them to the log."""
+    rows = []
+    for step, losses in waiting:
+        row = {name: float(value) for name, value in losses.items()}
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"{name} is {value} at step {step} of the stage {stage}, so training stopped; the last good "
+                    "checkpoint is kept. Lower the learning rates or that term's weight and train into a new folder."
+                )
+        rows.append({"step": step, **row})
+    waiting.clear()
+    if rows:
+        run.log(stage, tuple(rows))
+        if listen is not None:
+            listen(LossesLogged(stage, tuple(rows)))
+
+
+def _save(
+    state: TrainState, run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]], listen: Listener | None
+) -> None:
+    _log(run, stage, waiting, listen)  # nothing that has diverged may replace a good checkpoint
+    path = run.path(stage, "checkpoint.safetensors")
+    save_checkpoint(path, state, run.fingerprint(stage))
+    if listen is not None:
+        listen(CheckpointSaved(stage, state.step, path))
+
+
+def _finish(state: TrainState, run: Run, stage: str, iterations: int) -> None:
+    for role, adapter in adapters_of(state, stage, iterations).items():
+        write_adapter(run.path(stage, f"{role}.safetensors"), adapter, state.family.architecture)
+    last = run.read_log(stage)[-1:]
+    run.finish(stage, {"iterations": iterations, "losses": last[0] if last else {}})

@@ -1,0 +1,257 @@
+"""A run on disk: one folder, named by a fingerprint of what determines its result, and never silently overwritten.
+
+run.json                    identity, settings, sources, stages
+photographs/000.png ...     the photographs as training sees them
+distil/, echo/              a folder for each stage:
+    checkpoint.safetensors  where it resumes, and what the next stage carries on from
+    student.safetensors     its adapters, written when it is finished
+    teacher.safetensors
+    log.jsonl, losses.png, samples/step_000100.png
+echo/pool/                  the images that the student made for the echoing stage
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import __version__
+from ..concept.images import ImageSet
+from ..errors import InputError
+from ..files import append_line, remove_leftovers, replacing, write_json, write_text
+from ..models.family import Family
+from ..models.sources import ModelSources
+from ..settings import EchoSettings, TrainSettings, determining, from_options
+
+FORMAT_VERSION = 1
+STAGES = ("distil", "echo")
+
+
+def run_identity(settings: TrainSettings, images: ImageSet, family: Family) -> dict[str, Any]:
+    """What determines the result of the distillation stage, as JSON values by name."""
+    return {
+        **determining(settings),
+        "resolution": images.pixels.shape[-1],
+        "photographs": images.fingerprint,
+        **family_identity(family),
+    }
+
+
+def family_identity(family: Family) -> dict[str, str]:
+    """The part of a run's identity that is the models'."""
+    return {
+        "student": f"{family.student.fingerprint} ({family.student.schedule.prediction_type})",
+        "teacher": f"{family.teacher.fingerprint} ({family.teacher.schedule.prediction_type})"
+        if family.teacher
+        else "none",
+        "text_encoder": family.text_fingerprint,
+    }
+
+
+def fingerprint_of(identity: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of SHA-256 over an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Run:
+    """An open run folder. `record` is what run.json holds."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def settings(self) -> TrainSettings:
+        """The settings of its distillation stage."""
+        return from_options(TrainSettings, self.record["settings"])
+
+    @property
+    def sources(self) -> ModelSources:
+        """Where its models came from."""
+        return from_options(ModelSources, self.record["sources"])
+
+    @property
+    def resolution(self) -> int:
+        """Side of its training images in pixels."""
+        return int(self.record["identity"]["resolution"])
+
+    def fingerprint(self, stage: str) -> str:
+        """Of everything that determines this stage's result; the echoing stage's depends on the first's."""
+        if stage == "distil":
+            return str(self.record["fingerprint"])
+        return fingerprint_of({"distil": self.record["fingerprint"], **self.record["echo"]})
+
+    def path(self, stage: str, *parts: str) -> Path:
+        """A path inside a stage's folder."""
+        return self.folder.joinpath(stage, *parts)
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether the stage's adapters are written."""
+        return stage in self.record["finished"]
+
+    def finish(self, stage: str, figures: Mapping[str, Any]) -> None:
+        """Record that the stage's results are all on disk."""
+        self.record["finished"] = {**self.record["finished"], stage: dict(figures)}
+        self.save()
+
+    def save(self) -> None:
+        """Write run.json atomically."""
+        write_json(self.folder / "run.json", self.record)
+
+    def check_family(self, family: Family) -> None:
+        """Raise InputError where these are not the models that the run was trained on."""
+        here = family_identity(family)
+        there = {name: self.record["identity"][name] for name in here}
+        if there != here:
+            raise InputError(
+                f"the run {self.folder} was trained on other models: {_differences(there, here)}; give it back its own."
+            )
+
+    def declare_echo(self, echo: EchoSettings) -> None:
+        """Record the echoing stage's settings, or check them against those it was begun with.
+
+        Raises InputError where the distillation stage is not finished, or a begun echo has other settings.
+        """
+        if not self.is_finished("distil"):
+            raise InputError(
+                f"the run {self.folder} is not trained to its end; run the same train command again first."
+            )
+        asked = determining(echo)
+        begun = self.record.get("echo")
+        if begun is None:
+            self.record["echo"] = asked
+            self.save()
+        elif begun != asked:
+            raise InputError(
+                f"the run {self.folder} has an echoing stage of other settings: {_differences(begun, asked)}; "
+                "use those again, or echo a copy of the folder without its echo subfolder."
+            )
+
+    def log(self, stage: str, rows: tuple[Mapping[str, float], ...]) -> None:
+        """Append losses to the stage's log."""
+        append_line(self.path(stage, "log.jsonl"), "\n".join(json.dumps(row) for row in rows))
+
+    def read_log(self, stage: str) -> list[dict[str, float]]:
+        """The logged losses, one row an iteration. A line cut off by a kill ends the log."""
+        path = self.path(stage, "log.jsonl")
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        whole, _, _ = text.rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def rewind_log(self, stage: str, step: int) -> None:
+        """Drop log rows after `step`, which a resumed run will do again."""
+        rows = [row for row in self.read_log(stage) if row["step"] <= step]
+        if self.path(stage, "log.jsonl").is_file():
+            write_text(self.path(stage, "log.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+
+    def photographs(self) -> ImageSet:
+        """The photographs as training saw them. Raises InputError where they were changed or removed."""
+        names = tuple(self.record["photographs"])
+        pixels = read_pngs(self.folder / "photographs", len(names))
+        images = ImageSet(pixels, names)
+        if images.fingerprint != self.record["identity"]["photographs"]:
+            raise InputError(
+                f"{self.folder / 'photographs'} was changed since training; give the run back its own pictures."
+            )
+        return images
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open an existing run folder. Raises InputError where it is none or of another version."""
+    folder = Path(folder)
+    path = folder / "run.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is no run folder: it has no run.json; expected a folder written by train.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); it was changed by hand or damaged.") from error
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path} has format version {version}; this program reads version {FORMAT_VERSION}.")
+    for place in (folder, *(folder / stage for stage in STAGES)):
+        remove_leftovers(place)
+    return Run(folder, record)
+
+
+def create_or_resume(
+    folder: str | Path, settings: TrainSettings, sources: ModelSources, images: ImageSet, family: Family
+) -> Run:
+    """The run in this folder: begun anew where there is none, or opened where it is the same run.
+
+    Raises InputError where the folder holds another run, saying what differs, or anything else.
+    """
+    folder = Path(folder)
+    identity = run_identity(settings, images, family)
+    if (folder / "run.json").is_file():
+        run = open_run(folder)
+        if run.record["fingerprint"] != fingerprint_of(identity):
+            raise InputError(
+                f"out folder {folder} holds another run: {_differences(run.record['identity'], identity)}; "
+                "choose another folder, or the same settings and photographs to go on with it."
+            )
+        # Only settings without influence on the result can differ here, and the newest of those hold.
+        run.record["settings"] = dataclasses.asdict(settings)
+        _save_photographs(run, images)
+        run.save()
+        return run
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out folder {folder} is a file; expected a new or empty folder.")
+    remove_leftovers(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"out folder {folder} is not empty and holds no run; choose a new or empty folder.")
+    record = {
+        "format_version": FORMAT_VERSION,
+        "echodistill_version": __version__,
+        "fingerprint": fingerprint_of(identity),
+        "identity": identity,
+        "settings": dataclasses.asdict(settings),
+        "sources": dataclasses.asdict(sources),
+        "photographs": list(images.names),
+        "echo": None,
+        "finished": {},
+    }
+    run = Run(folder, record)
+    run.save()
+    _save_photographs(run, images)
+    return run
+
+
+def write_png(path: Path, image: Tensor) -> None:
+    """Write uint8 (3, H, W) as a PNG, atomically."""
+    with replacing(path) as temporary:
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(temporary, format="PNG")
+
+
+def read_pngs(folder: Path, count: int) -> Tensor:
+    """The PNG files 000.png, 001.png, ... of a folder as uint8 (N, 3, H, W). Raises InputError where one is missing."""
+    pixels = []
+    for i in range(count):
+        path = folder / f"{i:03d}.png"
+        try:
+            with Image.open(path) as image:
+                pixels.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error}); the run folder was changed, give it back.") from error
+    return torch.stack(pixels)
+
+
+def _save_photographs(run: Run, images: ImageSet) -> None:
+    for i, image in enumerate(images.pixels):
+        if not (run.folder / "photographs" / f"{i:03d}.png").is_file():
+            write_png(run.folder / "photographs" / f"{i:03d}.png", image)
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
+    return ", ".join(f"{n} is {there.get(n)!r} there and {here.get(n)!r} here" for n in names)

@@ -1,0 +1,98 @@
+"""Which of a UNet's weights learn: cross-attention keys and values, all of them, or low-rank updates."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def trained_names(unet: nn.Module, trainable: str) -> list[str]:
+    """Names of the parameters that `trainable` (settings.TRAINABLE) lets learn, in the UNet's own order."""
+    kind = trainable.removesuffix("+token")
+    names = [n for n, _ in unet.named_parameters()]
+    if kind == "token":
+        return []
+    if kind == "kv":
+        return [n for n in names if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+    if kind == "lora":
+        ends = tuple(f".{a}.{t}.weight" for a in ("attn1", "attn2") for t in LORA_TARGETS)
+        return [n for n in names if n.endswith(ends)]
+    assert kind == "full", trainable
+    return names
+
+
+class LowRank(nn.Module):
+    """W + up @ down (LoRA, Hu et al. 2021, with alpha = rank): up starts at 0, so training starts at W."""
+
+    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        out_features, in_features = weight.shape
+        rank = min(rank, out_features, in_features)
+        down = torch.randn(rank, in_features, generator=generator) / rank
+        self.down = nn.Parameter(down.to(weight.device))
+        self.up = nn.Parameter(torch.zeros(out_features, rank, device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The effective weight."""
+        return weight + (self.up @ self.down).to(weight.dtype)
+
+
+class TrainedWeights:
+    """The parameters of one UNet that learn, as float32 whatever precision the rest computes in.
+
+    parameters: name -> parameter, in a fixed order; these are what an optimiser steps and a checkpoint holds.
+    Put into the UNet by `install`, taken out again, with every weight as it was, by `remove`.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, trainable: str, rank: int, generator: torch.Generator) -> None:
+        self.unet = unet
+        self.is_low_rank = trainable.startswith("lora")
+        names = trained_names(unet, trainable)
+        # Held in the precision they came in: the frozen part may be cast down after this.
+        self.base = {n: unet.get_parameter(n).detach().clone() for n in names}
+        self.parameters: dict[str, nn.Parameter] = {}
+        self._low_rank: dict[str, LowRank] = {}
+        for name, weight in self.base.items():
+            if self.is_low_rank:
+                self._low_rank[name] = update = LowRank(weight, rank, generator)
+                self.parameters[f"{name}.up"], self.parameters[f"{name}.down"] = update.up, update.down
+            else:
+                self.parameters[name] = nn.Parameter(weight.float().clone())
+
+    def install(self, device: torch.device) -> None:
+        """Make the UNet compute with the trained parameters. Call after the UNet was moved and cast."""
+        for name in self.base:
+            module, leaf = _owner(self.unet, name)
+            if self.is_low_rank:
+                parametrize.register_parametrization(module, leaf, self._low_rank[name].to(device))
+            else:
+                parameter = self.parameters[name]
+                parameter.data = parameter.data.to(device)
+                setattr(module, leaf, parameter)
+
+    def remove(self) -> None:
+        """Give the UNet its own weights back, bit for bit, in the precision the rest of it has by now."""
+        for name, weight in self.base.items():
+            module, leaf = _owner(self.unet, name)
+            if self.is_low_rank and parametrize.is_parametrized(module, leaf):
+                parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
+            setattr(module, leaf, nn.Parameter(weight.to(self.unet.conv_in.weight), requires_grad=False))
+
+    def deltas(self) -> dict[str, Tensor]:
+        """What was learned: effective weight minus the weight it started from, float32 on the CPU."""
+        if self.is_low_rank:
+            return {n: (u.up @ u.down).detach().float().cpu() for n, u in self._low_rank.items()}
+        return {n: (p.detach() - self.base[n].to(p)).cpu() for n, p in self.parameters.items()}
+
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(up, down) of every low-rank update, float32 on the CPU; empty for the other kinds."""
+        return {n: (u.up.detach().cpu(), u.down.detach().cpu()) for n, u in self._low_rank.items()}
+
+
+def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return root.get_submodule(path), leaf
