@@ -50,7 +50,7 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> 
         points = [(row["step"], row[name]) for row in rows if name in row]
         axes.plot([x for x, _ in points], [y for _, y in points], linewidth=0.8)
         axes.set_title(name.replace("_", " "), fontsize=9)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(which="both", labelsize=7)
         if all(y > 0 for _, y in points):
             axes.set_yscale("log")
     with replacing(path) as temporary:

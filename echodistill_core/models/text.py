@@ -70,6 +70,7 @@ class TextEncoder(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.placeholders: dict[str, int] = {}
+        self._plain_tokenizer = tokenizer
 
     @property
     def table(self) -> Tensor:
@@ -84,19 +85,19 @@ class TextEncoder(nn.Module):
         return self.table.shape[1]
 
     def with_placeholders(self, placeholders: dict[str, int]) -> TextEncoder:
-        """The same encoder reading these words as new: name -> number of embedding rows. The weights are shared.
+        """The same encoder reading these words, and no others, as new: name -> number of rows. Weights are shared.
 
         Raises InputError for a word that cannot be a placeholder.
         """
-        # A tokenizer cannot forget an added word, so each set of placeholders gets its own.
-        tokenizer = copy.deepcopy(self.tokenizer)
+        # A tokenizer cannot forget an added word, so each set of placeholders gets its own, from the plain one.
+        tokenizer = copy.deepcopy(self._plain_tokenizer)
         for name in placeholders:
             check_placeholder(tokenizer, name)
         for name in placeholders:
             # A placeholder of letters alone must not be found inside a longer word; <new1> may touch its neighbours.
             tokenizer.add_tokens([AddedToken(name, normalized=True, single_word=name.isalnum())])
-        encoder = TextEncoder(self.model, tokenizer)
-        encoder.placeholders = dict(placeholders)
+        encoder = TextEncoder(self.model, self._plain_tokenizer)
+        encoder.tokenizer, encoder.placeholders = tokenizer, dict(placeholders)
         return encoder
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:

@@ -202,6 +202,7 @@ def create_or_resume(
             )
         # Only settings without influence on the result can differ here, and the newest of those hold.
         run.record["settings"] = dataclasses.asdict(settings)
+        run.record["sources"] = dataclasses.asdict(sources)
         _save_photographs(run, images)
         run.save()
         return run

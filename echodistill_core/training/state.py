@@ -113,9 +113,10 @@ class TrainState:
                 raise DivergedError(f"{name} is not finite after step {self.step}; lower the learning rates.")
 
     def release(self) -> None:
-        """Give both UNets their own weights back, bit for bit."""
+        """Give both UNets their own weights back, bit for bit, and let the text encoder forget the placeholder."""
         for weights in self.weights.values():
             weights.remove()
+        self.family.text = self.family.text.with_placeholders({})
 
 
 def new_state(family: Family, backbones: dict[str, Backbone], settings: TrainSettings) -> TrainState:
@@ -179,8 +180,8 @@ def new_optimizers(state: TrainState) -> dict[str, torch.optim.AdamW]:
         if role in state.weights and state.weights[role].parameters:
             groups[role].append({"params": list(state.weights[role].parameters.values()), "lr": lr})
     if learns_token:
-        for role in {"teacher"} if s.teaches else set():
-            groups[role].append({"params": [state.rows[role]], "lr": s.token_lr})
+        if s.teaches:
+            groups["teacher"].append({"params": [state.rows["teacher"]], "lr": s.token_lr})
         if state.token_teacher == "student":
             groups["student"].append({"params": [state.rows["student"]], "lr": s.token_lr})
     if len(state.critics):

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 import echodistill_core
 from echodistill_core.errors import InputError, StorageError
 from echodistill_core.files import remove_leftovers
-from echodistill_core.tensorfile import TensorInfo, read_header, read_tensors, write_tensors
+from echodistill_core.tensorfile import read_header, read_tensors, write_tensors
+from echodistill_core.tensorheader import TensorInfo
 
 PACKAGE_PARENT = Path(echodistill_core.__file__).parents[1]
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
