@@ -42,13 +42,18 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> 
         return
     columns = 4
     lines = -(-len(names) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.2 * lines), layout="constrained")
+    height = 2.2 * lines + 0.4
+    figure = Figure(figsize=(3.2 * columns, height))
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    # Fixed margins in inches: matplotlib's layout engines would take most of the time of a plot.
+    figure.subplots_adjust(0.06, 0.3 / height, 0.99, 1 - 0.7 / height, wspace=0.3, hspace=0.4)
+    figure.suptitle(title, y=1 - 0.2 / height)
     for i, name in enumerate(names):
         axes = figure.add_subplot(lines, columns, i + 1)
         points = [(row["step"], row[name]) for row in rows if name in row]
-        axes.plot([x for x, _ in points], [y for _, y in points], linewidth=0.8)
+        # A line through one point would be invisible.
+        marker = "." if len(points) == 1 else ""
+        axes.plot([x for x, _ in points], [y for _, y in points], linewidth=0.8, marker=marker)
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.tick_params(which="both", labelsize=7)
         if all(y > 0 for _, y in points):

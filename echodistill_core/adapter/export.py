@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,15 @@ from pathlib import Path
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from torch import Tensor
+from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
 from ..errors import InputError
-from ..files import write_text
+from ..files import replacing_folder, write_json, write_text
 from ..models.architectures import Architecture
 from ..models.family import Family
 from ..tensorfile import write_tensors
 from .apply import personalised
-from .file import Adapter
+from .file import NOTICE, Adapter
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,6 @@ def export_merged(folder: Path, adapter: Adapter, family: Family, *, any_base: b
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"out {folder} exists already; choose a new folder.")
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
     with personalised(family, [adapter], role=adapter.role, any_base=any_base) as model:
         tokenizer, text = _grown_text_encoder(family, adapter)
         scheduler = EulerDiscreteScheduler(
@@ -110,26 +108,36 @@ def export_merged(folder: Path, adapter: Adapter, family: Family, *, any_base: b
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        try:
+        with replacing_folder(folder) as temporary:
             pipeline.save_pretrained(temporary, safe_serialization=True)
-            write_text(temporary / "NOTICE.txt", f"{adapter.metadata['notice']}\n{adapter.metadata['base_licences']}\n")
-            if folder.exists():
-                folder.rmdir()
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            _add_older_names(temporary, tokenizer, text)
+            notice, licences = adapter.metadata.get("notice", NOTICE), adapter.metadata.get("base_licences", "unknown")
+            write_text(temporary / "NOTICE.txt", f"{notice}\nLicences of the base models: {licences}\n")
 
 
-def _grown_text_encoder(family: Family, adapter: Adapter) -> tuple[object, object]:
+def _add_older_names(folder: Path, tokenizer: CLIPTokenizer, text: CLIPTextModel) -> None:
+    """Save tokenizer and text encoder as transformers before version 5 does, which version 5 reads as well.
+
+    The tools that a merged folder is for often bring an older transformers, and that would take the new names for a
+    text encoder without weights.
+    """
+    if not (folder / "tokenizer" / "vocab.json").is_file():
+        tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    learned = {word: i for word, i in tokenizer.get_added_vocab().items() if i >= tokenizer.vocab_size}
+    write_json(folder / "tokenizer" / "added_tokens.json", learned)
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in text.state_dict().items()}
+    write_tensors(folder / "text_encoder" / "model.safetensors", tensors, {"format": "pt"})
+
+
+def _grown_text_encoder(family: Family, adapter: Adapter) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """A tokenizer and text encoder of their own, with the placeholder's rows at the end of the vocabulary.
 
     A placeholder of several rows becomes several words, as diffusers' textual inversion has it: <new1> <new1>_1 ...
     """
     tokenizer = copy.deepcopy(family.text.tokenizer)
-    base = tokenizer.convert_tokens_to_ids
     words = [adapter.placeholder] + [f"{adapter.placeholder}_{i}" for i in range(1, len(adapter.rows))]
-    tokenizer.add_tokens([w for w in words if base(w) in (None, tokenizer.unk_token_id)])
+    # Found in prompts by the rules of TextEncoder.with_placeholders.
+    tokenizer.add_tokens([AddedToken(w, normalized=True, single_word=adapter.placeholder.isalnum()) for w in words])
     text = copy.deepcopy(family.text.model)
     table = family.text.table
     text.resize_token_embeddings(table.shape[0] + len(words), mean_resizing=False)

@@ -105,7 +105,7 @@ def describe_run(family: Family, role: str, settings: Mapping[str, Any], stage: 
         "class_noun": str(settings["class_noun"]),
         "vectors": str(settings["vectors"]),
         "family": family.name,
-        "base_model": Path(denoiser.origin).name,
+        "base_model": _model_name(denoiser.origin, f"{family.name} {role}"),
         "base_prediction": denoiser.schedule.prediction_type,
         "base_fingerprint": denoiser.fingerprint,
         "text_fingerprint": family.text_fingerprint,
@@ -113,6 +113,16 @@ def describe_run(family: Family, role: str, settings: Mapping[str, Any], stage: 
         "notice": NOTICE,
         "settings": json.dumps(settings, sort_keys=True),
     }
+
+
+def _model_name(origin: str, otherwise: str) -> str:
+    """A checkpoint's name without the folders that it lies in; `otherwise` where it came from no file."""
+    path = Path(origin)
+    # The hub's cache keeps a model at models--owner--name/snapshots/<commit>.
+    repository = next((p.name for p in path.parents if p.name.startswith("models--")), "")
+    if repository:
+        return repository.removeprefix("models--").replace("--", "/", 1)
+    return path.name if path.exists() else otherwise
 
 
 def write_adapter(path: Path, adapter: Adapter, architecture: Architecture) -> None:
@@ -152,6 +162,8 @@ def read_adapter(path: str | Path) -> Adapter:
     absent = [key for key in REQUIRED if not metadata.get(key)]
     if absent:
         raise InputError(f"{path} lacks the metadata {', '.join(absent)}; save it again with the program that made it.")
+    if metadata["role"] not in ("student", "teacher"):
+        raise InputError(f"{path} is for the role {metadata['role']!r}; expected student or teacher.")
     for name, info in header.tensors.items():
         if name not in TOKEN_KEYS and not (name.startswith(PREFIX) and name.endswith(SUFFIXES)):
             raise InputError(f"{path} has a tensor {name!r} that no adapter has; expected {PREFIX}….diff or clip_h.")
@@ -169,10 +181,16 @@ def read_adapter(path: str | Path) -> Adapter:
     if len(rows_shape) != 2 or str(rows_shape[0]) != vectors:
         raise InputError(f"{path}: {tokens[0]} has shape {rows_shape}; expected ({vectors}, text width).")
     tensors = {n: t.float() for n, t in read_tensors(path, check_finite=True).items()}
+    rows = tensors.pop(tokens[0])
+    deltas = {_parameter(n): t for n, t in tensors.items() if n.endswith((".diff", ".diff_b"))}
+    factors = _factors(path, tensors)
+    twice = sorted(deltas.keys() & factors.keys())
+    if twice:
+        raise InputError(f"{path} changes {twice[0]} twice, by a difference and by a low-rank pair; expected one.")
     return Adapter(
-        rows=tensors.pop(tokens[0]),
-        deltas={_parameter(n): t for n, t in tensors.items() if n.endswith((".diff", ".diff_b"))},
-        factors=_factors(path, tensors),
+        rows=rows,
+        deltas=deltas,
+        factors=factors,
         metadata=metadata,
         origin=str(path),
     )

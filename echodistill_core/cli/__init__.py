@@ -14,14 +14,17 @@ INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 failed while computing, 2 input that has to be mended."""
+    goes_on = False
     try:
         options = parse(build_parser(), arguments)
+        goes_on = options.command in ("train", "echo")
         return run(options)
     except EchoDistillError as error:
         print(f"echodistill: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("echodistill: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        what_now = "; the same command goes on from the last checkpoint" if goes_on else ""
+        print(f"echodistill: interrupted{what_now}.", file=sys.stderr)
         return INTERRUPTED
 
 

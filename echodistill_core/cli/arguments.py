@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -86,13 +87,11 @@ def build_parser() -> Parser:
 
 
 def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, naming the nearest flag for an unknown one. Raises InputError."""
-    options, rest = parser.parse_known_args(arguments)
-    if rest:
-        flag = rest[0].partition("=")[0]
-        known = [f for action in _subparser(parser, options.command)._actions for f in action.option_strings]
-        raise InputError(f"there is no setting {flag}{nearest(flag, known)}; see echodistill {options.command} --help.")
-    return options
+    """Parse, naming the nearest command or flag for an unknown one. Raises InputError."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and not words[0].startswith("-"):
+        _check_names(words[0], words[1:], _subparsers(parser))
+    return parser.parse_args(words)
 
 
 def add_settings(parser: argparse.ArgumentParser, cls: type) -> None:
@@ -123,6 +122,22 @@ def _command(commands: Any, name: str, text: str) -> Parser:
     return parser
 
 
-def _subparser(parser: Parser, command: str) -> argparse.ArgumentParser:
+def _subparsers(parser: Parser) -> dict[str, argparse.ArgumentParser]:
     action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return action.choices[command]
+    return dict(action.choices)
+
+
+def _check_names(command: str, arguments: Sequence[str], commands: dict[str, argparse.ArgumentParser]) -> None:
+    """Raise InputError for an unknown command or flag. Before argparse, which would first miss what was misspelt."""
+    if command not in commands:
+        raise InputError(
+            f"there is no command {command!r}; expected one of {', '.join(commands)}{nearest(command, commands)}."
+        )
+    known = [flag for action in commands[command]._actions for flag in action.option_strings]
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if argument == "--":
+            return
+        # With a space in it, it is a text that begins with dashes.
+        if flag.startswith("--") and " " not in flag and flag not in known:
+            raise InputError(f"there is no setting {flag}{nearest(flag, known)}; see echodistill {command} --help.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,13 @@ def train(options: argparse.Namespace) -> None:
     session.check_concept(settings)
     pick_device(settings.device)
     with _shown_warnings():
-        photographs = load_photographs(options.photos if len(options.photos) > 1 else options.photos[0])
+        paths = options.photos if len(options.photos) > 1 else options.photos[0]
+        photographs = load_photographs(paths, settings.max_photographs)
         needs_teacher = settings.teaches or settings.aligns
         family = _family(sources, with_teacher=needs_teacher)
     folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs)
-    _say(f"{len(photographs)} photographs of a {settings.class_noun} -> {folder}")
+    noun = settings.class_noun
+    _say(f"{noun}: {len(photographs)} photograph{'s' if len(photographs) > 1 else ''} -> {folder}")
     with stoppable([ProgressBar(), RunPictures(folder)]) as listen:
         run = session.train(photographs, family, settings, sources, folder, listen)
     _finished(run, "distil")
@@ -75,13 +78,11 @@ def sample(options: argparse.Namespace) -> None:
     for prompt in options.prompt:
         check_prompt(prompt, placeholders)
     out = Path(options.out)
-    if out.suffix.lower() not in IMAGE_SUFFIXES:
-        raise InputError(f"out {out} is no picture file; expected a name ending in {', '.join(IMAGE_SUFFIXES)}.")
-    if options.batch < 1:
-        raise InputError(f"batch is {options.batch}; expected 1 or more.")
+    _check_sampling(options, out)
     device = pick_device(options.device)
     with _shown_warnings():
         family = _family(sources, with_teacher=teacher).to(device, DTYPES[options.precision])
+    start = _start_picture(options, family)
     prompts = [prompt for prompt in options.prompt for _ in range(options.batch)]
     with personalised(family, adapters, options.strength, role=options.role, any_base=options.any_base) as model:
         images = sample_images(
@@ -92,7 +93,7 @@ def sample(options: argparse.Namespace) -> None:
             height=options.height,
             width=options.width,
             guidance=options.guidance or (7.5 if teacher else 1.0),
-            image=_start_picture(options, family),
+            image=start,
             strength=options.denoise if options.image else 1.0,
         )
     pictures = to_pictures(images)
@@ -109,9 +110,7 @@ def info(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        print(f"{name:<{width}}  {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    print("\n".join(_lines(facts)))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -178,6 +177,22 @@ def _adapters_and_sources(options: argparse.Namespace) -> tuple[list[Adapter], M
     return [read_adapter(p) for p in (path, *options.adapter)], sources
 
 
+def _check_sampling(options: argparse.Namespace, out: Path) -> None:
+    """Raise InputError for what would else show after the models were loaded."""
+    if out.suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(f"out {out} is no picture file; expected a name ending in {', '.join(IMAGE_SUFFIXES)}.")
+    if not out.parent.is_dir():
+        raise InputError(f"out {out} lies in no folder: {out.parent} does not exist; make it, or choose another.")
+    if options.batch < 1:
+        raise InputError(f"batch is {options.batch}; expected 1 or more.")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"seed is {options.seed}; expected 0 to {2**63 - 1}.")
+    if not 0 < options.denoise <= 1:
+        raise InputError(
+            f"denoise is {options.denoise}; expected more than 0 (keep the picture), at most 1 (redraw it)."
+        )
+
+
 def _start_picture(options: argparse.Namespace, family: Family) -> Tensor | None:
     if not options.image:
         return None
@@ -203,7 +218,8 @@ def _default_folder(settings: TrainSettings, sources: ModelSources, photographs:
     """runs/<noun>-<fingerprint>: the same command finds the same run again."""
     names = [p.name for p in photographs]
     key = fingerprint_of({"settings": str(settings), "sources": str(sources), "photographs": names})
-    return Path("runs") / f"{settings.class_noun.replace(' ', '-')}-{key[:8]}"
+    noun = re.sub(r"\W+", "-", settings.class_noun).strip("-")
+    return Path("runs") / f"{noun}-{key[:8]}"
 
 
 def _finished(run: Run, stage: str) -> None:
@@ -213,19 +229,49 @@ def _finished(run: Run, stage: str) -> None:
         if path.name != "checkpoint.safetensors":
             _say(f"  {path} ({path.stat().st_size / 1e6:.1f} MB)")
     name = run.settings.placeholder
-    _say(f'next: echodistill sample {run.folder} --prompt "a {name} {run.settings.class_noun} on the beach"')
+    echo = f"echodistill echo {run.folder}, or " if stage == "distil" and not run.is_finished("echo") else ""
+    _say(f'next: {echo}echodistill sample {run.folder} --prompt "a {name} {run.settings.class_noun} on the beach"')
 
 
 def _adapter_facts(adapter: Adapter) -> dict[str, Any]:
     deltas = adapter.all_deltas()
     norms = {n: float(d.norm()) for n, d in deltas.items()}
-    facts: dict[str, Any] = {k: v for k, v in adapter.metadata.items() if k != "settings"}
+    facts: dict[str, Any] = {k: _from_json(v) for k, v in adapter.metadata.items() if k != "settings"}
     facts["weights"] = f"{len(deltas)} tensors, {sum(d.numel() for d in deltas.values())} numbers"
     facts["largest_change"] = max(norms, key=norms.__getitem__) if norms else "none"
     facts["token"] = f"{adapter.rows.shape[0]} row(s) of {adapter.rows.shape[1]} numbers"
     facts["prompt_stub"] = f"photo of a {adapter.placeholder} {adapter.class_noun}"
-    facts["settings"] = json.loads(adapter.metadata.get("settings", "{}"))
+    facts["settings"] = _from_json(adapter.metadata.get("settings", "{}"))
     return facts
+
+
+def _from_json(text: str) -> Any:
+    """The mapping that a text of metadata holds as JSON, or the text itself."""
+    try:
+        return json.loads(text) if text.startswith("{") else text
+    except ValueError:
+        return text
+
+
+def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Facts as aligned lines; a mapping follows its name, indented."""
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{name}"
+            yield from _lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name:<{width}}  {_brief(value)}".rstrip()
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_brief, value))
+    return "none" if value is None or value == {} else str(value)
 
 
 def _run_facts(run: Run) -> dict[str, Any]:

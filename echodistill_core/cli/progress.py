@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,9 +25,9 @@ class ProgressBar:
     def __call__(self, event: Event) -> None:
         """Advance the bar."""
         if isinstance(event, StepDone):
-            self._advance(event.stage, event.step, event.iterations, "it")
+            self._advance(event.stage, event.step, event.iterations, " it")
         elif isinstance(event, PoolProgress):
-            self._advance("pool", event.done, event.size, "image")
+            self._advance("pool", event.done, event.size, " images")
         elif isinstance(event, LossesLogged) and self.bar is not None and event.rows:
             last = event.rows[-1]
             self.bar.set_postfix({n: f"{last[n]:.3g}" for n in SHOWN if n in last}, refresh=False)
@@ -59,12 +60,12 @@ def stoppable(listeners: list[Listener]) -> Iterator[Listener]:
         if stop:
             raise KeyboardInterrupt
         stop = True
-        tqdm.write("stopping after this iteration; Ctrl-C again stops at once")
+        tqdm.write("stopping after this iteration; Ctrl-C again stops at once", file=sys.stderr)
 
     def listen(event: Event) -> None:
         for listener in listeners:
             listener(event)
-        if stop and isinstance(event, StepDone):
+        if stop and isinstance(event, (StepDone, PoolProgress)):
             raise KeyboardInterrupt
 
     previous: Callable[[int, FrameType | None], object] | int | None = signal.signal(signal.SIGINT, request)

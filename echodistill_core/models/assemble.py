@@ -48,7 +48,8 @@ def assemble(module: Module, tensors: StateDict, origin: str) -> Module:
     expected = module.state_dict()
     # transformers before version 5 writes text_model. before every name of a CLIPTextModel.
     prefix = "text_model." if next(iter(expected)).startswith("text_model.") else ""
-    given = {prefix + name: tensor for name, tensor in tensors.items()}
+    # Detached: assigning would take a caller's very parameters, and freezing the module would freeze them too.
+    given = {prefix + name: tensor.detach() for name, tensor in tensors.items()}
     missing = [n for n in expected if n not in given]
     unexpected = [n for n in given if n not in expected]
     if missing or unexpected:

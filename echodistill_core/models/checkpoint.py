@@ -16,7 +16,7 @@ from ..diffusion import NoiseSchedule
 from ..errors import InputError
 from ..tensorfile import read_tensors
 from . import layout
-from .architectures import SD2, Architecture, looks_like, match, shapes_of
+from .architectures import SD1, SD2, Architecture, looks_like, match, shapes_of
 from .assemble import StateDict, empty_unet, empty_vae
 from .text import load_tokenizer
 
@@ -104,6 +104,11 @@ def _original_architecture(unet: StateDict, everything: StateDict, origin: str) 
 
 def _from_original(tensors: StateDict, architecture: Architecture | None, origin: str) -> Checkpoint:
     own = _strip(tensors, layout.UNET_PREFIX)
+    if not own:
+        raise InputError(
+            f"{origin} is no checkpoint in Stable Diffusion's original layout: it looks like "
+            f"{looks_like(shapes_of(tensors))}; expected the single file of a whole Stable Diffusion 1.5, 2.1 or Turbo."
+        )
     architecture = architecture or _original_architecture(own, tensors, origin)
     unet_map = layout.unet_names(empty_unet(architecture).state_dict(), architecture)
     vae_map = layout.vae_names(empty_vae(architecture).state_dict(), architecture)
@@ -142,6 +147,8 @@ def _from_parts(parts: Mapping[str, Any], architecture: Architecture | None, ori
 
 def _clean_text(text: StateDict, architecture: Architecture) -> dict[str, Tensor]:
     """Text tensors under transformers 5's names, without the layers and heads that the UNet does not read."""
+    if any(n.startswith("transformer.resblocks.") for n in text):
+        return layout.text_from_original({layout.OPEN_CLIP_PREFIX + n: t for n, t in text.items()}, architecture)
     layers = architecture.text_encoder["num_hidden_layers"]
     result = {}
     for name, tensor in text.items():
@@ -194,7 +201,10 @@ def weights_in(folder: Path) -> dict[str, Tensor]:
                 return read_tensors(folder / f"{stem}{variant}.safetensors")
             index = folder / f"{stem}.safetensors.index{variant}.json"
             if index.is_file():
-                shards = sorted(set(_read_config(index)["weight_map"].values()))
+                try:
+                    shards = sorted({str(shard) for shard in _read_config(index)["weight_map"].values()})
+                except (KeyError, AttributeError):
+                    raise InputError(f"{index} names no shards (weight_map); download the checkpoint again.") from None
                 return {n: t for shard in shards for n, t in read_tensors(folder / Path(shard).name).items()}
     pickles = sorted(p.name for p in folder.glob("*.bin"))
     if pickles:
@@ -223,13 +233,17 @@ def _from_folder(folder: Path) -> Checkpoint:
     scheduler = _read_config(folder / "scheduler" / "scheduler_config.json")
     tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     text_config = _read_config(folder / "text_encoder" / "config.json") if has_text else {}
+    if tokenizer is not None:
+        pad_with_end = tokenizer.pad_token_id == tokenizer.eos_token_id
+    else:
+        pad_with_end = unet_config.get("cross_attention_dim") == SD1.text_width
     architecture = Architecture(
         name=folder.name,
         unet=_without_private(unet_config),
         text_encoder={**CLIPTextConfig().to_dict(), **text_config},
         vae=_without_private(_read_config(folder / "vae" / "config.json")) if has_vae else {},
         resolution=int(unet_config.get("sample_size", 64)) * 8,
-        pad_with_end=tokenizer is not None and tokenizer.pad_token_id == tokenizer.eos_token_id,
+        pad_with_end=pad_with_end,
         scheduler=scheduler,
     )
     return Checkpoint(

@@ -16,6 +16,8 @@ from .architectures import Architecture
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
+# Stability's later trainer (sgm), which SDXL comes from, names it otherwise; sd_turbo.safetensors is published so.
+SGM_OPEN_CLIP_PREFIX = "conditioner.embedders.0.model."
 CLIP_PREFIX = "cond_stage_model.transformer.text_model."
 
 # Within one ResNet block of the UNet: diffusers' part -> the original's.
@@ -154,10 +156,12 @@ def text_from_original(checkpoint: Mapping[str, Tensor], architecture: Architect
             for name, tensor in checkpoint.items()
             if name.startswith(CLIP_PREFIX) and not name.endswith("position_ids")
         }
-    ends = {OPEN_CLIP_PREFIX + there: here for here, there in _OPEN_CLIP_ENDS.items()}
+    prefixes = (OPEN_CLIP_PREFIX, SGM_OPEN_CLIP_PREFIX)
+    prefix = next((p for p in prefixes if f"{p}token_embedding.weight" in checkpoint), OPEN_CLIP_PREFIX)
+    ends = {prefix + there: here for here, there in _OPEN_CLIP_ENDS.items()}
     result = {here: checkpoint[there] for there, here in ends.items() if there in checkpoint}
     for layer in range(architecture.text_encoder["num_hidden_layers"]):
-        here, there = f"encoder.layers.{layer}.", f"{OPEN_CLIP_PREFIX}transformer.resblocks.{layer}."
+        here, there = f"encoder.layers.{layer}.", f"{prefix}transformer.resblocks.{layer}."
         for a, b in _OPEN_CLIP_LAYER.items():
             for leaf in ("weight", "bias"):
                 if f"{there}{b}.{leaf}" in checkpoint:

@@ -95,14 +95,30 @@ def _fuse_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
 
     # Merging adds in place, and these tensors belong to a file or a caller.
     unet.load_state_dict({n: t.detach().clone() for n, t in unet.state_dict().items()}, assign=True)
-    tensors, alphas = StableDiffusionPipeline.lora_state_dict(read_tensors(path), unet_config=unet.config)
+    given = _apply_alphas(read_tensors(path))
     try:
+        tensors, alphas = StableDiffusionPipeline.lora_state_dict(given, unet_config=unet.config)
+        if not any(name.startswith("unet.") for name in tensors):
+            raise ValueError("it holds nothing for the UNet.")
         StableDiffusionPipeline.load_lora_into_unet(tensors, alphas, unet)
     except Exception as error:
         raise InputError(f"LoRA {path} does not fit the student: {error}") from error
     unet.fuse_lora()
     unet.unload_lora()
     return unet
+
+
+def _apply_alphas(lora: StateDict) -> StateDict:
+    """A LoRA in kohya's names with each matrix's alpha/rank multiplied into its `lora_up`.
+
+    diffusers takes one alpha for all attention matrices, so files in which alphas differ would be merged wrongly.
+    """
+    result = {name: tensor for name, tensor in lora.items() if not name.endswith(".alpha")}
+    for name, alpha in lora.items():
+        up, down = (name.removesuffix("alpha") + part for part in ("lora_up.weight", "lora_down.weight"))
+        if name.endswith(".alpha") and up in lora and down in lora:
+            result[up] = lora[up] * (alpha.item() / lora[down].shape[0])
+    return result
 
 
 def _same_text_encoder(a: Checkpoint, b: Checkpoint) -> bool:

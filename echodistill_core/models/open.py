@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..settings import nearest
-from .architectures import TINY
 from .checkpoint import Source
 from .family import Family
 from .hub import HUB, cached_file, cached_folder
@@ -22,16 +21,9 @@ def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
     Raises InputError where a file or a part in the hub cache is missing, with the command that gets it.
     """
     named = FAMILIES[sources.family]
-    if sources.family == "tiny" and not (sources.teacher or sources.student):
-        return load_family(
-            tiny_checkpoint("student"),
-            tiny_checkpoint("teacher"),
-            name="tiny",
-            with_teacher=with_teacher,
-            teacher_prediction="v_prediction",
-            architecture=TINY,
-            licences={"teacher": "MIT (random weights)", "student": "MIT (random weights)"},
-        )
+    teacher_prediction = sources.teacher_prediction
+    if sources.family == "tiny" and not sources.teacher and teacher_prediction == "auto":
+        teacher_prediction = "v_prediction"  # as SD 2.1; random weights could not tell
     lora: Path | None = Path(sources.student_lora) if sources.student_lora else None
     if lora is not None and not lora.is_file():
         raise InputError(f"student_lora {lora} does not exist; expected a .safetensors file.")
@@ -40,12 +32,12 @@ def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
         if lora is None:
             raise _not_cached(named.student_lora, named)
     return load_family(
-        _locate(sources.student, named.student, named),
-        _locate(sources.teacher, named.teacher, named),
+        _locate(sources.student, "student", named),
+        _locate(sources.teacher, "teacher", named),
         name=sources.family,
         with_teacher=with_teacher,
         student_prediction=sources.student_prediction,
-        teacher_prediction=sources.teacher_prediction,
+        teacher_prediction=teacher_prediction,
         student_lora=lora,
         licences={
             "teacher": _licence(sources.teacher, named.teacher),
@@ -54,7 +46,8 @@ def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
     )
 
 
-def _locate(own: str, default: str, named: NamedFamily) -> Source:
+def _locate(own: str, role: str, named: NamedFamily) -> Source:
+    default = named.teacher if role == "teacher" else named.student
     if own:
         if Path(own).exists():
             return Path(own)
@@ -66,7 +59,7 @@ def _locate(own: str, default: str, named: NamedFamily) -> Source:
                 f"{', '.join(HUB)}{nearest(own, HUB)}."
             )
     if default not in HUB:
-        return tiny_checkpoint("student")
+        return tiny_checkpoint(role)
     folder = cached_folder(default)
     if folder is None:
         raise _not_cached(default, named)

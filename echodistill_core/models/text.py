@@ -39,8 +39,13 @@ def clip_tokenizer(pad_with_end: bool) -> CLIPTokenizer:
     pad_with_end: pad with the end token as SD 1.x does; otherwise with token 0, "!", as SD 2.x does.
     """
     vocabulary, merges = _clip_vocabulary()
-    pad = "<|endoftext|>" if pad_with_end else "!"
-    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), pad_token=pad, model_max_length=77)
+    end = "<|endoftext|>"
+    tokenizer = CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), pad_token=end, model_max_length=77)
+    if not pad_with_end:
+        # Declared at construction, "!" would be cut out of prompts as padding, and "?!" apart; SD 2.x was trained with
+        # OpenCLIP's tokenizer, to which it is a word like any other.
+        tokenizer.pad_token = "!"
+    return tokenizer
 
 
 def check_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
@@ -167,5 +172,17 @@ class TextEncoder(nn.Module):
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer of a diffusers folder (its `tokenizer` subfolder)."""
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    """The tokenizer of a diffusers folder (its `tokenizer` subfolder). Raises InputError where it cannot be read."""
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its parsers do
+        raise InputError(f"{folder} holds no CLIP tokenizer ({error}); download the checkpoint again.") from error
+    words, known = tokenizer.get_vocab(), _clip_vocabulary()[0]
+    if len(words) < len(known):
+        raise InputError(
+            f"{folder} holds a vocabulary of {len(words)} words; expected CLIP's {len(known)} in "
+            "vocab.json and merges.txt, or tokenizer.json; download the checkpoint again."
+        )
+    if words != known:
+        return tokenizer
+    return clip_tokenizer(tokenizer.pad_token_id == tokenizer.eos_token_id)  # which knows "!" as a word

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import ImageProjection
 from torch import Tensor, nn
+from transformers import ViTModel
 
 from ..errors import InputError
+from ..models.checkpoint import weights_in
 from ..models.hub import cached_folder
 from ..models.tiny import random_weights
 from ..tensorfile import read_tensors
@@ -68,19 +72,21 @@ def load_backbone(name: str, place: Path, projector: Path | None = None) -> Back
         raise InputError(
             f"{place} holds no ip-adapter_sd15.safetensors, whose projector the identity loss needs; put it there."
         )
-    return Backbone(spec, encoder, _projector(spec, read_tensors(projector), projector))
+    # IP-Adapter publishes its projector in half precision and the encoder in single.
+    head = _projector(spec, read_tensors(projector), projector).to(next(encoder.parameters()).dtype)
+    return Backbone(spec, encoder, head)
 
 
 def tiny_backbone(name: str) -> Backbone:
     """A small random backbone under this name, always the same."""
     spec = TINY_SPECS[name]
     seed = 10 + list(TINY_SPECS).index(name)
-    encoder = spec.build(spec.config)
-    encoder.load_state_dict(random_weights(encoder.state_dict(), seed))
-    projector = None
-    if spec.projector is not None:
-        projector = ImageProjection(**spec.projector)
-        projector.load_state_dict(random_weights(projector.state_dict(), seed))
+    with torch.random.fork_rng(devices=[]):  # the networks draw first weights of their own, soon replaced
+        encoder = spec.build(spec.config)
+        projector = None if spec.projector is None else ImageProjection(**spec.projector)
+    for module in (encoder, projector):
+        if module is not None:
+            module.load_state_dict(random_weights(module.state_dict(), seed))
     return Backbone(spec, encoder, projector)
 
 
@@ -98,51 +104,44 @@ def _find(name: str, source: str) -> Path | None:
 
 
 def _encoder(spec: Spec, place: Path) -> nn.Module:
-    cls = spec.build if isinstance(spec.build, type) else type(_on_meta(spec))
+    with torch.device("meta"):
+        empty = spec.build(spec.config)
+    cls, expected = type(empty), empty.state_dict()
     if place.is_dir():
-        if not list(place.glob("*.safetensors")):
-            raise InputError(
-                f"{place} holds no .safetensors file of {spec.title}; pickles are not opened, convert them."
-            )
-        options = {"add_pooling_layer": False} if cls.__name__ == "ViTModel" else {}
-        encoder, info = cls.from_pretrained(  # type: ignore[attr-defined]
-            place, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-        )
-        absent = sorted(info["missing_keys"])
+        tensors = weights_in(place)
+        config = _config(cls, place)
     else:
-        expected = _on_meta(spec).state_dict()
-        tensors = _strip_to(read_tensors(place), expected)
-        absent = [n for n, like in expected.items() if n not in tensors or tensors[n].shape != like.shape]
-        if not absent:
-            encoder = spec.build(spec.config)
-            encoder.load_state_dict(tensors, assign=True)
+        tensors, config = read_tensors(place), copy.deepcopy(spec.config)
+    # The file's precision, whatever the configuration says; some versions of transformers load as float32 even so.
+    config.dtype = dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+    # transformers, not load_state_dict: it knows the names that these tensors had in its earlier versions.
+    options = {"add_pooling_layer": False} if cls is ViTModel else {}
+    encoder, info = cls.from_pretrained(  # type: ignore[attr-defined]
+        None, config=config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    # A folder brings a configuration of its own, so what was built from it may still be another model.
+    built = {n: t.shape for n, t in encoder.state_dict().items()}
+    absent = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    absent.update(n for n, like in expected.items() if built.get(n) != like.shape)
     if absent:
         raise InputError(
-            f"{place} is no {spec.title}: {len(absent)} tensors are missing or of another shape, the first {absent[0]}."
+            f"{place} is no {spec.title}: {len(absent)} tensors are missing or of another shape, the first "
+            f"{min(absent)}; run: echodistill download {spec.name}"
         )
-    return encoder
+    return encoder.to(dtype)
 
 
-def _on_meta(spec: Spec) -> nn.Module:
-    with torch.device("meta"):
-        return spec.build(spec.config)
-
-
-def _strip_to(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that are expected, whether or not one prefix (vit., dinov2.) stands before all names."""
-    result = {}
-    for name, tensor in tensors.items():
-        _, _, bare = name.partition(".")
-        if name in expected:
-            result[name] = tensor
-        elif bare in expected:
-            result[bare] = tensor
-    return result
+def _config(cls: Any, folder: Path) -> Any:
+    try:
+        return cls.config_class.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'} cannot be read; download the backbone again.") from error
 
 
 def _projector(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> ImageProjection:
     assert spec.projector is not None
-    projector = ImageProjection(**spec.projector)
+    with torch.device("meta"):
+        projector = ImageProjection(**spec.projector)
     given = {own: tensors[name] for name, own in _PROJECTOR_NAMES.items() if name in tensors}
     expected = projector.state_dict()
     wrong = [n for n, like in expected.items() if n not in given or given[n].shape != like.shape]

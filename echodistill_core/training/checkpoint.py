@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -36,10 +38,12 @@ def save_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
         "format": "echodistill-checkpoint",
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint,
+        "stage": state.stage,
         "step": str(state.step),
         "param_groups": json.dumps(groups, sort_keys=True),
     }
-    write_tensors(path, tensors, metadata)
+    contents = {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
+    write_tensors(path, tensors, {**metadata, "digest": _digest(metadata, contents)})
 
 
 def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
@@ -56,6 +60,12 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
             "choose the folder that it was written in."
         )
     tensors = read_tensors(path)
+    contents = {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
+    if metadata.pop("digest", "") != _digest(metadata, contents):
+        raise InputError(
+            f"{path} is damaged: what it says of its contents was changed after it was written; give it back as it "
+            "was, or train again into a new folder."
+        )
     trained = state.trained_tensors()
     for name, tensor in trained.items():
         if name not in tensors or tensors[name].shape != tensor.shape:
@@ -68,7 +78,14 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
         optimizer.load_state_dict({"state": _moments(tensors, f"optimizers/{name}/"), "param_groups": groups[name]})
     for name, generator in state.generators.items():
         generator.set_state(tensors[f"generators/{name}"].clone())
-    state.step = int(metadata["step"])
+    state.stage, state.step = metadata["stage"], int(metadata["step"])
+
+
+def _digest(metadata: Mapping[str, str], contents: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+    """Of everything but the tensors' values: a changed step or learning rate, or moments that are gone, would else
+    train on to another result without a word.
+    """
+    return hashlib.sha256(json.dumps([metadata, contents], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _moments(tensors: dict[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:

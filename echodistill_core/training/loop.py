@@ -32,7 +32,7 @@ def train_stage(
         listener is where a user's Cancel goes.
     Raises DivergedError naming term and step where a loss is not finite; the last good checkpoint stays.
     """
-    settings = state.settings
+    settings, state.stage = state.settings, stage
     waiting: list[tuple[int, Mapping[str, Tensor]]] = []
     while state.step < iterations:
         batch = images.draw(state.step, state.generators["data"]).to(state.device)
@@ -94,11 +94,12 @@ def _log(run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]], 
                     "checkpoint is kept. Lower the learning rates or that term's weight and train into a new folder."
                 )
         rows.append({"step": step, **row})
-    waiting.clear()
     if rows:
         run.log(stage, tuple(rows))
-        if listen is not None:
-            listen(LossesLogged(stage, tuple(rows)))
+    # Only now: where the log could not be written, the rows still wait for the next attempt.
+    waiting.clear()
+    if rows and listen is not None:
+        listen(LossesLogged(stage, tuple(rows)))
 
 
 def _save(

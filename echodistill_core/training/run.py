@@ -104,6 +104,13 @@ class Run:
         self.record["finished"] = {**self.record["finished"], stage: dict(figures)}
         self.save()
 
+    def remove_leftovers(self) -> None:
+        """Delete what a killed process left half-written. For the process that goes on with the run, not for readers:
+        another one may be training and writing such a file right now.
+        """
+        for place in (self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())):
+            remove_leftovers(place)
+
     def save(self) -> None:
         """Write run.json atomically."""
         write_json(self.folder / "run.json", self.record)
@@ -126,10 +133,13 @@ class Run:
             raise InputError(
                 f"the run {self.folder} is not trained to its end; run the same train command again first."
             )
+        self.remove_leftovers()
         asked = determining(echo)
         begun = self.record.get("echo")
-        if begun is None:
+        # Without its folder there is nothing left of an earlier echo, whatever the record says of it.
+        if begun is None or not self.path("echo").is_dir():
             self.record["echo"] = asked
+            self.record["finished"] = {s: figures for s, figures in self.record["finished"].items() if s != "echo"}
             self.save()
         elif begun != asked:
             raise InputError(
@@ -179,8 +189,6 @@ def open_run(folder: str | Path) -> Run:
         raise InputError(f"{path} cannot be read ({error}); it was changed by hand or damaged.") from error
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}; this program reads version {FORMAT_VERSION}.")
-    for place in (folder, *(folder / stage for stage in STAGES)):
-        remove_leftovers(place)
     return Run(folder, record)
 
 
@@ -200,11 +208,13 @@ def create_or_resume(
                 f"out folder {folder} holds another run: {_differences(run.record['identity'], identity)}; "
                 "choose another folder, or the same settings and photographs to go on with it."
             )
-        # Only settings without influence on the result can differ here, and the newest of those hold.
-        run.record["settings"] = dataclasses.asdict(settings)
-        run.record["sources"] = dataclasses.asdict(sources)
+        run.remove_leftovers()
         _save_photographs(run, images)
-        run.save()
+        # Only settings without influence on the result can differ here, and the newest of those hold.
+        newest = {"settings": dataclasses.asdict(settings), "sources": dataclasses.asdict(sources)}
+        if any(run.record[name] != value for name, value in newest.items()):
+            run.record.update(newest)
+            run.save()
         return run
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out folder {folder} is a file; expected a new or empty folder.")

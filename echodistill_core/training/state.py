@@ -60,6 +60,7 @@ class TrainState:
     critics: nn.ModuleDict
     optimizers: dict[str, torch.optim.AdamW]
     generators: dict[str, torch.Generator]
+    stage: str = "distil"
     step: int = 0
     _unconditional: Tensor | None = field(default=None, repr=False)
 
@@ -198,7 +199,8 @@ def _checkpoint_gradients(family: Family, backbones: dict[str, Backbone]) -> Non
         module.enable_gradient_checkpointing()
     for backbone in backbones.values():
         # transformers recomputes in training mode only; these encoders have no dropout, so nothing else changes.
-        backbone.encoder.train()
-        backbone.encoder.gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        encoder = backbone.encoder.train()
+        # Renamed in transformers 5, which warns of the old name.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable = getattr(encoder, next(name for name in names if hasattr(encoder, name)))
+        enable({"use_reentrant": False})

@@ -1,0 +1,825 @@
+"""Whole stages on the tiny family: what learns, what stays, what repeats, what stops, and the echoing stage."""
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from echodistill_core.adapter.apply import personalised
+from echodistill_core.adapter.file import read_adapter
+from echodistill_core.concept.photographs import load_photographs
+from echodistill_core.errors import DivergedError, InputError
+from echodistill_core.models import layout
+from echodistill_core.models.sources import ModelSources
+from echodistill_core.sampling import sample
+from echodistill_core.settings import TRAINABLE, EchoSettings
+from echodistill_core.tensorfile import read_tensors
+from echodistill_core.training import loop, session, steps
+from echodistill_core.training.echo import POOL_SEED, pool_prompts
+from echodistill_core.training.events import CheckpointSaved, LossesLogged, PoolProgress, PreviewReady, StepDone
+from echodistill_core.training.loop import adapters_of, preview
+from echodistill_core.training.run import open_run
+from echodistill_core.training.samples import one_step_images
+from echodistill_core.training.session import square_images
+from echodistill_core.training.state import needed_backbones, new_state, pick_device
+from echodistill_core.training.steps import critic_step, student_step, teacher_step
+from echodistill_core.training.trainable import LowRank, TrainedWeights, trained_names
+
+TEACHER_ONLY = {"alignment_weight": 0.0, "adversarial_weight": 0.0, "augment": False, "flip": False}
+
+
+def silent(event):
+    pass
+
+
+def iterate(state, batch):
+    losses = teacher_step(state, batch)
+    student_losses, made = student_step(state, batch)
+    return losses | student_losses | critic_step(state, batch, made)
+
+
+def files(run, stage="distil"):
+    return {p.name: p.read_bytes() for p in sorted(run.path(stage).glob("*.safetensors"))}
+
+
+# --- what learns ----------------------------------------------------------------------------------
+
+
+def expected_names(unet, kind):
+    """By module structure instead of by name: the weights of attention projections, or everything."""
+    if kind == "full":
+        return {n for n, _ in unet.named_parameters()}
+    names = set()
+    for path, module in unet.named_modules():
+        if type(module).__name__ != "Attention":
+            continue
+        layers = {"to_q": module.to_q, "to_k": module.to_k, "to_v": module.to_v, "to_out.0": module.to_out[0]}
+        if kind == "kv":
+            layers = {n: layers[n] for n in ("to_k", "to_v") if module.is_cross_attention}
+        if kind != "token":
+            names |= {f"{path}.{leaf}.weight" for leaf in layers}
+    return names
+
+
+@pytest.mark.parametrize("trainable", TRAINABLE)
+def test_each_choice_of_trainable_trains_exactly_its_tensors(
+    tiny_family, tiny_state, draw_batch, snapshot, changed, trainable
+):
+    kind, _, token = trainable.partition("+")
+    token = token or kind == "token"
+    state, plain = tiny_state(trainable=trainable, lora_rank=4), tiny_family()
+    unets = {"teacher": plain.teacher.unet, "student": plain.student.unet}
+    expected = {role: expected_names(unet, kind) for role, unet in unets.items()}
+    before = snapshot(state)
+    for step in range(2):
+        iterate(state, draw_batch(state, step))
+    found = {n for n in changed(before, snapshot(state)) if not n.startswith("critics/")}
+    if kind == "lora":
+        learned = {
+            f"{role}/{n.removesuffix('.weight')}.parametrizations.weight.0.{factor}"
+            for role in unets
+            for n in expected[role]
+            for factor in ("up", "down")
+        }
+    else:
+        learned = {f"{role}/{n}" for role in unets for n in expected[role]}
+    rows = {"rows/teacher", "rows/student"} if token else set()
+    if kind == "full":
+        # A bias that a norm takes out again has no gradient, and 0 has no decay.
+        assert found <= learned | rows
+        assert len(found) > 0.95 * len(learned | rows)
+    else:
+        assert found == learned | rows
+    for role in unets:
+        assert set(state.weights[role].base) == expected[role]
+        assert len(state.learned(role)) == len(expected[role]) * (2 if kind == "lora" else 1) + (
+            1 if token and role == "teacher" else 0
+        )
+
+
+@pytest.mark.parametrize("kind", ["kv", "lora", "full"])
+def test_learned_differences_are_those_of_the_effective_weights(tiny_state, draw_batch, kind):
+    state = tiny_state(trainable=kind, lora_rank=3, student_lr=1e-3, teacher_lr=1e-3)
+    original = state.weights["student"].base
+    for step in range(2):
+        iterate(state, draw_batch(state, step))
+    adapters = adapters_of(state, "distil", 2)
+    assert set(adapters) == {"student", "teacher"}
+    for role, adapter in adapters.items():
+        unet = getattr(state.family, role).unet
+        own = {}
+        for name in state.weights[role].base:
+            path, _, leaf = name.rpartition(".")
+            own[name] = getattr(unet.get_submodule(path), leaf).detach()
+        names = layout.unet_names(own, state.family.architecture)
+        deltas = adapter.all_deltas()
+        assert set(deltas) == set(names.values())
+        for name, effective in own.items():
+            start = state.weights[role].base[name]
+            torch.testing.assert_close(start + deltas[names[name]], effective, rtol=0, atol=1e-7)
+            if kind == "lora":
+                assert torch.linalg.matrix_rank(deltas[names[name]].double(), rtol=1e-5) <= 3
+                assert adapter.factors[names[name]][0].shape[1] == 3
+        assert max(d.abs().max().item() for d in deltas.values()) > 1e-4
+        assert torch.equal(adapter.rows, state.rows[role].detach())
+        assert (adapter.metadata["role"], adapter.metadata["stage"], adapter.metadata["iterations"]) == (
+            role,
+            "distil",
+            "2",
+        )
+    assert len(original) > 0
+
+
+def test_low_rank_updates_start_at_the_weight_and_are_no_larger_than_it():
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    update = LowRank(weight, 16, torch.Generator().manual_seed(0))
+    assert torch.equal(update(weight), weight)
+    assert update.up.shape == (6, 4)
+    assert update.down.shape == (4, 4)
+    with torch.no_grad():
+        update.up[0, 1] = 2.0
+    expected = weight.clone()
+    expected[0] += 2 * update.down[1].detach()
+    torch.testing.assert_close(update(weight), expected)
+
+
+@pytest.mark.parametrize("trainable", ["kv+token", "lora+token", "full+token"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_release_gives_back_every_weight(tiny_family, tiny_state, draw_batch, snapshot, changed, trainable, precision):
+    family = tiny_family()
+    before = snapshot(family)
+    parameters = {id(m): [n for n, _ in m.named_parameters()] for m in family.modules()}
+    state = tiny_state(family, trainable=trainable, precision=precision, student_lr=1e-2, teacher_lr=1e-2)
+    iterate(state, draw_batch(state))
+    dtype = family.student.unet.conv_in.weight.dtype
+    state.release()
+    assert family.text.placeholders == {}
+    after = snapshot(family)
+    assert changed({n: t.to(after[n].dtype) for n, t in before.items()}, after) == set()
+    for module in (family.student.unet, family.teacher.unet):
+        assert sorted(n for n, _ in module.named_parameters()) == sorted(parameters[id(module)])
+        assert not any(p.requires_grad for p in module.parameters())
+        assert {p.dtype for p in module.parameters()} == {dtype}
+    state.release()  # twice is as good
+    assert changed(after, snapshot(family)) == set()
+
+
+def test_trained_weights_are_float32_in_a_half_precision_unet(tiny_family):
+    unet = tiny_family().student.unet
+    weights = TrainedWeights(unet, "kv", 4, torch.Generator())
+    unet.to(torch.bfloat16)
+    weights.install(torch.device("cpu"))
+    for name in trained_names(unet, "kv"):
+        assert unet.get_parameter(name).dtype == torch.float32
+    assert unet.conv_in.weight.dtype == torch.bfloat16
+
+
+def test_a_run_leaves_everything_frozen_bit_unchanged(
+    tiny_family, train_tiny, snapshot, changed, tmp_path, monkeypatch
+):
+    family, backbones = tiny_family(), {}
+    load = session.load_backbones
+    monkeypatch.setattr(session, "load_backbones", lambda *args: backbones.update(load(*args)) or backbones)
+    before, during, looks = snapshot(family), [], []
+
+    def features():
+        return {f"{r}/{n}": t.clone() for r, b in backbones.items() for n, t in b.state_dict().items()}
+
+    def listen(event):
+        if isinstance(event, StepDone):
+            during.append(snapshot(family))
+            looks.append(features())
+
+    train_tiny(tmp_path / "run", family, listen, iterations=3)
+    kv = {f"{role}/{n}" for role in ("student", "teacher") for n in trained_names(getattr(family, role).unet, "kv")}
+    assert len(kv) == 28
+    assert [changed(before, d) for d in during] == [kv] * 3
+    assert changed(during[0], during[2]) == kv
+    assert changed(looks[0], looks[2]) == set()
+    reference = load({"dino": "dino", "dinov2": "dinov2", "clip": "clip"}, "tiny")
+    unused = {f"{r}/{n}": t for r, b in reference.items() for n, t in b.state_dict().items()}
+    assert changed(looks[2], unused) == set()
+    assert changed(before, snapshot(family)) == set()
+
+
+# --- it learns ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("trainable", "falls_below"), [("full+token", 0.5), ("kv+token", 0.97)])
+def test_the_teachers_loss_falls_on_one_photograph(
+    tiny_state, draw_batch, make_photographs, trainable, falls_below
+):
+    settings = {**TEACHER_ONLY, "teacher_lr": 1e-3 if trainable.startswith("full") else 1e-2, "token_lr": 1e-2}
+    state = tiny_state(trainable=trainable, batch_size=2, **settings)
+    photographs = make_photographs(1)
+    teacher, generator = state.family.teacher, torch.Generator().manual_seed(99)
+    batch = draw_batch(state, 0, photographs)
+
+    @torch.no_grad()
+    def loss():
+        # The same noise at sixteen timesteps, before and after.
+        generator.manual_seed(99)
+        z = state.family.encode(batch.pixels[:1]).expand(16, -1, -1, -1)
+        noise, t = torch.randn(z.shape, generator=generator), torch.arange(30, 1000, 62)[:16]
+        text = state.text(["photo of a <new1> dog"], "teacher").expand(16, -1, -1)
+        abar = teacher.schedule.alphas_cumprod[t].reshape(16, 1, 1, 1)
+        v = teacher.unet(abar.sqrt() * z + (1 - abar).sqrt() * noise, t, encoder_hidden_states=text).sample
+        return (v - (abar.sqrt() * noise - (1 - abar).sqrt() * z)).square().mean().item()
+
+    before = loss()
+    for step in range(40):
+        teacher_step(state, draw_batch(state, step, photographs))
+    assert loss() < falls_below * before
+
+
+def test_critics_learn_to_tell_photographs_from_a_student_that_stands_still(tiny_state, draw_batch):
+    state = tiny_state(
+        alignment_weight=0.0, teacher_weight=0.0, student_lr=0.0, token_lr=0.0, critic_lr=1e-3, weight_decay=0.0
+    )
+    losses = [iterate(state, draw_batch(state, step)) for step in range(30)]
+    for role in ("dino", "dinov2", "clip"):
+        first, last = (sum(row[f"critic_{role}"].item() for row in part) / 5 for part in (losses[:5], losses[-5:]))
+        assert last < 0.7 * first
+        # Which is what makes the student's own task harder.
+        assert losses[-1][f"fool_{role}"] > losses[0][f"fool_{role}"]
+
+
+# --- it repeats -----------------------------------------------------------------------------------
+
+
+def test_same_seed_same_files_and_other_seed_others(train_tiny, photographs, tmp_path):
+    first, again, other = (
+        files(train_tiny(tmp_path / name, iterations=3, seed=seed))
+        for name, seed in (("first", 5), ("again", 5), ("other", 6))
+    )
+    assert set(first) == {"student.safetensors", "teacher.safetensors", "checkpoint.safetensors"}
+    assert first == again
+    assert all(first[name] != other[name] for name in first)
+    # And in a process of its own.
+    program = f"""
+from echodistill_core.concept.photographs import load_photographs
+from echodistill_core.models.open import open_family
+from echodistill_core.models.sources import ModelSources
+from echodistill_core.settings import TrainSettings, from_options
+from echodistill_core.training.session import train
+sources = ModelSources(family="tiny")
+settings = from_options(TrainSettings, {{
+    "class_noun": "dog", "device": "cpu", "iterations": 3, "batch_size": 1, "swd_projections": 8, "seed": 5,
+    "log_every": 2, "preview_every": 2, "checkpoint_every": 1,
+}})
+photographs = load_photographs({str(photographs)!r})
+train(photographs, open_family(sources), settings, sources, {str(tmp_path / "child")!r}, lambda event: None)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    # Its logs, previews and checkpoints came at other times, which must not matter.
+    assert files(open_run(tmp_path / "child")) == first
+
+
+def test_training_draws_no_global_random_number(train_tiny, tiny_family, tmp_path):
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    run = train_tiny(tmp_path / "run", iterations=2, preview_every=1, trainable="lora+token")
+    session.echo(run, tiny_family(), EchoSettings(iterations=1, pool_size=2), silent)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert (np.random.get_state()[1] == before[2][1]).all()  # noqa: NPY002
+
+
+def test_the_global_seed_changes_nothing(tiny_state, draw_batch):
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = tiny_state(trainable="lora+token")
+        losses = [iterate(state, draw_batch(state, step)) for step in range(2)]
+        results.append((losses, {n: t.clone() for n, t in state.trained_tensors().items()}))
+    for a, b in zip(results[0][0], results[1][0], strict=True):
+        assert all(torch.equal(a[n], b[n]) for n in a)
+    assert all(torch.equal(t, results[1][1][n]) for n, t in results[0][1].items())
+
+
+def test_the_largest_seed_works(tiny_state, draw_batch):
+    state = tiny_state(seed=2**63 - 1)
+    assert torch.isfinite(iterate(state, draw_batch(state))["alignment"])
+    assert torch.isfinite(preview(state)).all()
+
+
+def first_mlp(encoder):
+    """A part of the first of a transformer's layers, which are what is recomputed as a whole."""
+    return next(m.mlp for m in encoder.modules() if "Layer" in type(m).__name__ and hasattr(m, "mlp"))
+
+
+def test_gradient_checkpointing_recomputes_and_changes_nothing_else(tiny_state, draw_batch):
+    results = {}
+    for checkpointing in (False, True):
+        state, calls = tiny_state(gradient_checkpointing=checkpointing, student_lr=1e-3), []
+        counted = (
+            state.family.student.unet.mid_block.attentions[0].transformer_blocks[0].attn2,
+            state.family.vae.decoder.mid_block.resnets[0],
+            *(first_mlp(state.backbones[role].encoder) for role in ("dino", "dinov2", "clip")),
+        )
+        # Before the forward pass: a recomputation ends as soon as it has what it needs, and may not reach the end.
+        handles = [
+            m.register_forward_pre_hook(lambda *_, i=i, calls=calls: calls.append(i)) for i, m in enumerate(counted)
+        ]
+        losses = [iterate(state, draw_batch(state, step)) for step in range(2)]
+        for handle in handles:
+            handle.remove()
+        counts = [calls.count(i) for i in range(len(counted))]
+        results[checkpointing] = (losses, {n: t.clone() for n, t in state.trained_tensors().items()}, counts)
+    plain, recomputed = results[False], results[True]
+    for a, b in zip(plain[0], recomputed[0], strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
+    for name, tensor in plain[1].items():
+        torch.testing.assert_close(tensor, recomputed[1][name], rtol=1e-5, atol=1e-6)
+    assert all(more > fewer for more, fewer in zip(recomputed[2], plain[2], strict=True)), (plain[2], recomputed[2])
+
+
+def test_bf16_agrees_with_fp32_within_its_rounding(tiny_state, draw_batch):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        state = tiny_state(precision=precision, batch_size=2)
+        losses[precision] = iterate(state, draw_batch(state))
+        assert all(t.dtype == torch.float32 for t in state.trained_tensors().values())
+        assert {n: p.dtype for n, p in state.family.vae.named_parameters()}["decoder.conv_in.weight"] == (
+            torch.float32 if precision == "fp32" else torch.bfloat16
+        )
+        assert all(torch.isfinite(v) for v in losses[precision].values())
+    a, b = losses["fp32"], losses["bf16"]
+    assert a.keys() == b.keys()
+    # bf16 keeps 8 bits (0.4 %), and a loss sums many layers' rounding; norms of gradients go through all of them twice.
+    for name in a:
+        tolerance = 0.1 if name.endswith("_gradient") else 0.05
+        assert b[name].item() == pytest.approx(a[name].item(), rel=tolerance), name
+    assert any(a[n].item() != b[n].item() for n in a)
+
+
+# --- events and logs ------------------------------------------------------------------------------
+
+
+def test_a_run_tells_its_listener_what_happens_and_when(train_tiny, tmp_path):
+    events = []
+    run = train_tiny(
+        tmp_path / "run", listen=events.append, iterations=5, log_every=2, checkpoint_every=3, preview_every=4
+    )
+    done = [e for e in events if isinstance(e, StepDone)]
+    assert [(e.stage, e.step, e.iterations) for e in done] == [("distil", i, 5) for i in range(1, 6)]
+    logged = [[row["step"] for row in e.rows] for e in events if isinstance(e, LossesLogged)]
+    assert [step for rows in logged for step in rows] == [1, 2, 3, 4, 5]
+    assert logged[0] == [1, 2]
+    assert [e.step for e in events if isinstance(e, CheckpointSaved)] == [3, 5]
+    previews = [e for e in events if isinstance(e, PreviewReady)]
+    assert [e.step for e in previews] == [4, 5]
+    assert all(e.images.shape == (4, 3, 64, 64) and e.images.abs().max() <= 1 for e in previews)
+    rows = run.read_log("distil")
+    for event, row in zip(done, rows, strict=True):
+        assert row == {"step": event.step, **{n: v.item() for n, v in event.losses.items()}}
+    assert run.record["finished"]["distil"] == {"iterations": 5, "losses": rows[-1]}
+
+
+def test_a_finished_run_is_found_finished(train_tiny, tmp_path):
+    run = train_tiny(tmp_path / "run")
+    before, events = files(run), []
+    again = train_tiny(tmp_path / "run", listen=events.append)
+    assert events == []
+    assert files(again) == before
+
+
+def test_a_listener_that_raises_stops_the_run_after_a_checkpoint(tiny_family, train_tiny, snapshot, changed, tmp_path):
+    class CancelError(Exception):
+        pass
+
+    def cancel(event):
+        if isinstance(event, StepDone) and event.step == 2:
+            raise CancelError
+
+    family = tiny_family()
+    before = snapshot(family)
+    with pytest.raises(CancelError):
+        train_tiny(tmp_path / "run", family, cancel, iterations=4)
+    assert changed(before, snapshot(family)) == set()
+    run = open_run(tmp_path / "run")
+    assert not run.is_finished("distil")
+    assert set(files(run)) == {"checkpoint.safetensors"}
+    assert [row["step"] for row in run.read_log("distil")] == [1, 2]
+    whole = train_tiny(tmp_path / "whole", iterations=4)
+    assert files(train_tiny(tmp_path / "run", iterations=4)) == files(whole)
+
+
+def test_previews_are_samples_of_the_student_as_it_is(tiny_family, tiny_state, draw_batch):
+    family = tiny_family()
+    state = tiny_state(family, student_lr=1e-2)
+    iterate(state, draw_batch(state))
+    seen, adapter = preview(state), adapters_of(state, "distil", 1)["student"]
+    many = one_step_images(state, ["a <new1> dog", "photo"], 3, 64)
+    state.release()
+    plain = replace(family, text=tiny_family().text)
+    with personalised(plain, [adapter]) as model:
+        expected = sample(model, ["photo of a <new1> dog"] * 4, seed=state.settings.seed)
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-4)
+        expected = sample(model, ["a <new1> dog", "photo"], seed=3)
+        torch.testing.assert_close(many, expected, rtol=0, atol=1e-4)
+    with personalised(plain) as model:
+        assert (sample(model, ["photo of a dog"]) - seen[:1]).abs().max().item() > 1e-2
+
+
+# --- it stops -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("log_every", "value"), [(1, "nan"), (2, "nan"), (1, "inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    tiny_family, train_tiny, snapshot, changed, tmp_path, monkeypatch, log_every, value
+):
+    calls, checkpoints, family = [], [], tiny_family()
+    before, original = snapshot(family), steps.ms_swd
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs) * (float(value) if len(calls) >= 3 else 1)
+
+    def listen(event):
+        if isinstance(event, CheckpointSaved):
+            checkpoints.append((event.step, event.path.read_bytes()))
+
+    monkeypatch.setattr(steps, "ms_swd", broken)
+    settings = {"iterations": 4, "log_every": log_every, "checkpoint_every": 2}
+    with pytest.raises(DivergedError, match=rf"^swd is {value} at step 3 of the stage distil"):
+        train_tiny(tmp_path / "run", family, listen, **settings)
+    assert [step for step, _ in checkpoints] == [2]
+    run = open_run(tmp_path / "run")
+    assert files(run) == {"checkpoint.safetensors": checkpoints[0][1]}
+    assert not run.is_finished("distil")
+    assert changed(before, snapshot(family)) == set()
+    if log_every == 2 or value == "inf":
+        return
+    # Once the cause is gone it goes on from there, as if nothing had happened.
+    monkeypatch.setattr(steps, "ms_swd", original)
+    resumed = train_tiny(tmp_path / "run", **settings)
+    assert files(resumed) == files(train_tiny(tmp_path / "whole", **settings))
+    assert [row["step"] for row in resumed.read_log("distil")] == [1, 2, 3, 4]
+
+
+def test_a_diverged_run_that_is_also_cancelled_keeps_its_checkpoint(train_tiny, tmp_path, monkeypatch):
+    calls, checkpoints, original = [], [], steps.masked_mse
+
+    def broken(*args):
+        calls.append(1)
+        return original(*args) * (float("nan") if len(calls) == 3 else 1)
+
+    def listen(event):
+        if isinstance(event, CheckpointSaved):
+            checkpoints.append(event.path.read_bytes())
+        if isinstance(event, StepDone) and event.step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "masked_mse", broken)
+    with pytest.raises((DivergedError, KeyboardInterrupt)):
+        train_tiny(tmp_path / "run", listen=listen, iterations=6, log_every=10, checkpoint_every=2)
+    assert files(open_run(tmp_path / "run")) == {"checkpoint.safetensors": checkpoints[-1]}
+
+
+def test_weights_that_are_not_finite_are_never_saved(train_tiny, tmp_path, monkeypatch):
+    states, checkpoints = [], []
+    original = session.train_stage
+
+    def keep(state, *args):
+        states.append(state)
+        return original(state, *args)
+
+    def listen(event):
+        if isinstance(event, CheckpointSaved):
+            checkpoints.append(event.path.read_bytes())
+        if isinstance(event, StepDone) and event.step == 2:
+            next(iter(states[0].critics.parameters())).data[0, 0] = float("nan")
+
+    monkeypatch.setattr(session, "train_stage", keep)
+    with pytest.raises(DivergedError, match=r"critics/clip\.hidden\.weight is not finite after step 2"):
+        train_tiny(tmp_path / "run", listen=listen, iterations=4, checkpoint_every=1)
+    assert files(open_run(tmp_path / "run")) == {"checkpoint.safetensors": checkpoints[-1]}
+    assert len(checkpoints) == 1
+
+
+# --- ablations as settings, through the whole run -------------------------------------------------
+
+
+def test_one_photograph_only(train_tiny, photographs, make_photographs, tmp_path, quick_settings, tiny_family):
+    run = train_tiny(tmp_path / "run", max_photographs=1)
+    assert run.record["photographs"] == ["0.png"]
+    images = square_images(load_photographs(photographs), quick_settings(max_photographs=1), tiny_family())
+    assert images.pixels.shape == (1, 3, 64, 64)
+    assert torch.equal(run.photographs().pixels, images.pixels)
+    # And it is the run of a folder with that photograph alone.
+    alone = train_tiny(tmp_path / "alone", photographs=[photographs / "0.png"], max_photographs=1)
+    assert files(alone) == files(run)
+
+
+def test_without_a_teacher_only_the_student_and_its_token_learn(tiny_family, train_tiny, tmp_path):
+    run = train_tiny(tmp_path / "run", tiny_family(teacher=None), teacher_weight=0.0, alignment_weight=0.0)
+    assert set(files(run)) == {"checkpoint.safetensors", "student.safetensors"}
+    adapter = read_adapter(run.path("distil", "student.safetensors"))
+    start = tiny_family().text.noun_rows("dog", 1)
+    assert not torch.equal(adapter.rows, start)
+    assert set(run.read_log("distil")[0]) == {
+        *("step", "student_gradient", "critic_gradient"),
+        *(f"{what}_{role}" for what in ("fool", "critic") for role in ("dino", "dinov2", "clip")),
+    }
+
+
+def test_a_text_encoder_of_its_own_gives_each_adapter_its_rows(train_tiny, tmp_path):
+    shared, own = (
+        train_tiny(tmp_path / name, share_text_encoder=flag) for name, flag in (("shared", True), ("own", False))
+    )
+    rows = {
+        (name, role): read_adapter(run.path("distil", f"{role}.safetensors")).rows
+        for name, run in (("shared", shared), ("own", own))
+        for role in ("student", "teacher")
+    }
+    assert torch.equal(rows["shared", "student"], rows["shared", "teacher"])
+    assert not torch.equal(rows["own", "student"], rows["own", "teacher"])
+    assert torch.equal(rows["own", "teacher"], rows["shared", "teacher"])  # the teacher does not notice
+    keys = [n for n in read_tensors(own.path("distil", "checkpoint.safetensors")) if n.startswith("rows/")]
+    assert sorted(keys) == ["rows/student", "rows/teacher"]
+
+
+def test_baselines_are_the_same_loop_with_one_term(train_tiny, tmp_path):
+    run = train_tiny(
+        tmp_path / "run",
+        trainable="token",
+        teacher_weight=0.0,
+        alignment_weight=0.0,
+        adversarial_weight=0.0,
+        student_reconstruction_weight=1.0,
+    )
+    adapter = read_adapter(run.path("distil", "student.safetensors"))
+    assert adapter.all_deltas() == {}
+    assert set(run.read_log("distil")[0]) == {"step", "student", "student_gradient"}
+
+
+def test_several_rows_start_at_the_mean_of_the_noun(tiny_state):
+    state = tiny_state(vectors=3, class_noun="coffee mug")
+    table, tokenizer = state.family.text.table, state.family.text.tokenizer
+    ids = tokenizer("coffee mug", add_special_tokens=False).input_ids
+    assert len(ids) == 2
+    expected = (table[ids[0]] + table[ids[1]]) / 2
+    torch.testing.assert_close(state.rows["teacher"].data, expected.expand(3, -1))
+    assert state.rows["student"] is state.rows["teacher"]
+
+
+# --- what is refused before anything is computed --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"class_noun": "  "}, "class_noun is empty"),
+        ({"resolution": 60}, "resolution is 60; expected 64 or more"),
+        ({"resolution": 68}, "resolution is 68; .*multiple of 8"),
+        ({"placeholder": "dog"}, "already a word"),
+        ({"device": "quantum"}, "device 'quantum' cannot be used"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(train_tiny, tmp_path, overrides, message):
+    with pytest.raises(InputError, match=message):
+        train_tiny(tmp_path / "run", **overrides)
+    assert not (tmp_path / "run" / "distil").exists()
+
+
+def test_a_teacher_or_backbone_that_is_missing_is_named(tiny_family, quick_settings):
+    family = tiny_family()
+    family.text = family.text.with_placeholders({"<new1>": 1})
+    with pytest.raises(InputError, match="need the backbone clip"):
+        new_state(family, {}, quick_settings())
+    with pytest.raises(InputError, match="need a teacher"):
+        new_state(replace(family, teacher=None), {}, quick_settings())
+
+
+def test_a_run_in_which_nothing_would_learn_is_refused(tiny_state):
+    # The shared token learns from the teacher alone, and the teacher is frozen: then the student owns it.
+    assert tiny_state(trainable="token", teacher_weight=0.0).learned("student")
+    assert tiny_state(trainable="token").learned("student") == []
+    assert needed_backbones(tiny_state(adversarial_weight=0.0, identity_weight=0.0).settings) == {}
+
+
+def test_devices_by_name():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+
+
+# --- the echoing stage ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(train_tiny, tmp_path_factory):
+    """A finished run whose student and critics have moved far enough to be told from fresh ones. Copy before use."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return train_tiny(folder, iterations=3, student_lr=1e-3, critic_lr=1e-3, seed=11).folder
+
+
+@pytest.fixture
+def copy_of(trained, tmp_path):
+    """A copy of the finished run, open."""
+    import shutil
+
+    return open_run(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def test_the_pool_is_what_the_finished_student_makes(copy_of, tiny_family):
+    events = []
+    before = files(copy_of)
+    run = session.echo(copy_of, tiny_family(), EchoSettings(iterations=1, pool_size=22), events.append)
+    assert [(e.done, e.size) for e in events if isinstance(e, PoolProgress)] == [(i, 22) for i in range(1, 23)]
+    names = sorted(p.name for p in run.path("echo", "pool").glob("*.png"))
+    assert names == [f"{i:03d}.png" for i in range(22)]
+    record = json.loads(run.path("echo", "pool", "pool.json").read_text(encoding="utf-8"))
+    assert record["prompts"] == list(pool_prompts(run.settings, EchoSettings(pool_size=22)))
+    assert record["prompts"][:2] == ["photo of a <new1> dog", "photo of the <new1> dog"]
+    assert record["prompts"][20] == record["prompts"][0]
+    assert record["first_seed"] == 11 + POOL_SEED
+    adapter = read_adapter(run.path("distil", "student.safetensors"))
+    with personalised(tiny_family(), [adapter]) as model:
+        for i in (0, 1, 7, 20, 21):
+            expected = sample(model, [record["prompts"][i]], seed=record["first_seed"] + i)[0]
+            with Image.open(run.path("echo", "pool", names[i])) as picture:
+                stored = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+            assert ((expected + 1) * 127.5 - stored).abs().max().item() < 0.51
+    # Both stages' adapters are kept, and those of before are the files they were.
+    assert files(run) == before
+    echoed = files(run, "echo")
+    assert set(echoed) == set(before)
+    assert all(echoed[name] != before[name] for name in before)
+    assert read_adapter(run.path("echo", "student.safetensors")).metadata["stage"] == "echo"
+    assert run.is_finished("distil")
+    assert run.is_finished("echo")
+
+
+def test_an_echo_is_found_finished_and_repeats(copy_of, tiny_family, trained, tmp_path):
+    import shutil
+
+    other = open_run(shutil.copytree(trained, tmp_path / "other"))
+    settings = EchoSettings(iterations=2, pool_size=2)
+    first = files(session.echo(copy_of, tiny_family(), settings, silent), "echo")
+    assert files(session.echo(other, tiny_family(), settings, silent), "echo") == first
+    events = []
+    session.echo(copy_of, tiny_family(), settings, events.append)
+    assert events == []
+    assert files(copy_of, "echo") == first
+
+
+def started(monkeypatch, run, family, settings):
+    """What an echo begins with: its state before the first iteration, and where its images come from."""
+    found = {}
+
+    def keep(state, run, stage, source, iterations, listen):
+        found.update(
+            source=source,
+            step=state.step,
+            iterations=iterations,
+            tensors={n: t.clone() for n, t in state.trained_tensors().items()},
+            moments={n: len(o.state) for n, o in state.optimizers.items()},
+            steps={int(m["step"]) for o in state.optimizers.values() for m in o.state.values()},
+            exp_avg=[m["exp_avg"].clone() for o in state.optimizers.values() for m in o.state.values()],
+            generators={n: g.get_state() for n, g in state.generators.items()},
+        )
+
+    monkeypatch.setattr(session, "train_stage", keep)
+    session.echo(run, family, settings, silent)
+    return found
+
+
+@pytest.mark.parametrize("optimizers", [True, False])
+@pytest.mark.parametrize("critics", [True, False])
+def test_what_an_echo_carries_on(copy_of, tiny_family, tiny_state, monkeypatch, optimizers, critics):
+    checkpoint = read_tensors(copy_of.path("distil", "checkpoint.safetensors"))
+    settings = EchoSettings(iterations=7, pool_size=1, carry_optimizers=optimizers, carry_critics=critics)
+    found = started(monkeypatch, copy_of, tiny_family(), settings)
+    assert (found["step"], found["iterations"]) == (0, 7)
+    fresh = {n: t for n, t in tiny_state(seed=11).trained_tensors().items() if n.startswith("critics/")}
+    for name, tensor in found["tensors"].items():
+        carried = critics or not name.startswith("critics/")
+        assert torch.equal(tensor, checkpoint[name] if carried else fresh[name]), name
+        if name in fresh:
+            assert not torch.equal(checkpoint[name], fresh[name])
+    # 14 matrices and the token, 14 matrices, and 3 heads of 4 tensors.
+    assert found["moments"] == ({"teacher": 15, "student": 14, "critics": 12} if optimizers else dict.fromkeys(found["moments"], 0))
+    assert found["steps"] == ({3} if optimizers else set())
+    if optimizers:
+        stored = [t for n, t in checkpoint.items() if n.startswith("optimizers/") and n.endswith("exp_avg")]
+        assert sorted(t.norm().item() for t in stored) == sorted(t.norm().item() for t in found["exp_avg"])
+    for name, state in found["generators"].items():
+        assert torch.equal(state, checkpoint[f"generators/{name}"])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_an_echos_images_come_from_the_pool_or_the_photographs(copy_of, tiny_family, monkeypatch, share):
+    settings = EchoSettings(pool_size=2, prompts="a <new1> dog|the <new1> dog in snow", real_share=share)
+    found = started(monkeypatch, copy_of, tiny_family(), settings)
+    drawn, item = set(), type(found["source"])._item
+
+    def keep(self, images, index):
+        image, text = item(self, images, index)
+        drawn.add((image.numpy().tobytes(), text))
+        return image, text
+
+    monkeypatch.setattr(type(found["source"]), "_item", keep)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        found["source"].draw(step, generator)
+    folder, count = (copy_of.path("echo", "pool"), 2) if share == 0 else (copy_of.folder / "photographs", 3)
+    expected = set()
+    for i in range(count):
+        with Image.open(folder / f"{i:03d}.png") as picture:
+            expected.add(np.ascontiguousarray(np.array(picture).transpose(2, 0, 1)).tobytes())
+    assert {pixels for pixels, _ in drawn} == expected
+    texts = {text for _, text in drawn}
+    if share == 0:
+        assert texts == {"a <new1> dog", "the <new1> dog in snow"}
+    else:
+        assert all("<new1> dog" in text and "snow" not in text for text in texts)
+        assert len(texts) > 5
+
+
+def everything(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_prompts_without_the_placeholder_are_refused_before_anything(copy_of, tiny_family, monkeypatch):
+    before = everything(copy_of.folder)
+    monkeypatch.setattr(session, "load_backbones", lambda *args: pytest.fail("something was loaded"))
+    with pytest.raises(InputError, match="'a dog' does not contain the placeholder <new1>"):
+        session.echo(copy_of, tiny_family(), EchoSettings(prompts="a <new1> dog | a dog", pool_size=1), silent)
+    assert everything(copy_of.folder) == before
+
+
+def test_prompts_are_separated_by_bars_and_taken_in_turn(quick_settings):
+    prompts = pool_prompts(quick_settings(), EchoSettings(prompts=" a <new1> | b <new1>||", pool_size=5))
+    assert prompts == ("a <new1>", "b <new1>", "a <new1>", "b <new1>", "a <new1>")
+
+
+def test_an_echo_of_an_unfinished_run_is_refused(train_tiny, tiny_family, tmp_path):
+    def stop(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(tmp_path / "run", listen=stop)
+    run = open_run(tmp_path / "run")
+    with pytest.raises(InputError, match="is not trained to its end"):
+        session.echo(run, tiny_family(), EchoSettings(), silent)
+    assert not run.path("echo").exists()
+
+
+def test_an_echo_with_other_models_is_refused(copy_of, tiny_family):
+    before, family = everything(copy_of.folder), tiny_family()
+    other = replace(family, teacher=replace(family.teacher, fingerprint="0" * 16))
+    with pytest.raises(InputError, match=r"was trained on other models: teacher is .* there and '0{16}"):
+        session.echo(copy_of, other, EchoSettings(), silent)
+    schedule = replace(family.student.schedule, prediction_type="v_prediction")
+    other = replace(family, student=replace(family.student, schedule=schedule))
+    with pytest.raises(InputError, match=r"was trained on other models: student is"):
+        session.echo(copy_of, other, EchoSettings(), silent)
+    assert everything(copy_of.folder) == before
+
+
+def test_an_echo_with_other_settings_is_refused(copy_of, tiny_family):
+    session.echo(copy_of, tiny_family(), EchoSettings(iterations=1, pool_size=1), silent)
+    before = everything(copy_of.folder)
+    with pytest.raises(InputError, match="other settings: pool_size is 1 there and 2 here"):
+        session.echo(copy_of, tiny_family(), EchoSettings(iterations=1, pool_size=2), silent)
+    assert everything(copy_of.folder) == before
+
+
+def test_an_echo_without_the_checkpoint_is_refused(copy_of, tiny_family):
+    copy_of.path("distil", "checkpoint.safetensors").unlink()
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors is missing, so nothing can carry on"):
+        session.echo(copy_of, tiny_family(), EchoSettings(pool_size=1), silent)
+
+
+def test_a_stopped_echo_goes_on_to_the_same_end(copy_of, tiny_family, trained, tmp_path):
+    import shutil
+
+    other = open_run(shutil.copytree(trained, tmp_path / "other"))
+    settings = EchoSettings(iterations=3, pool_size=3, carry_critics=False, carry_optimizers=False)
+    whole = files(session.echo(other, tiny_family(), settings, silent), "echo")
+    for stop_at in (PoolProgress(2, 3), 1, 2):
+
+        def stop(event, stop_at=stop_at):
+            if event == stop_at or (isinstance(event, StepDone) and event.step == stop_at):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            session.echo(copy_of, tiny_family(), settings, stop)
+    assert files(session.echo(copy_of, tiny_family(), settings, silent), "echo") == whole
+
+
+def test_settings_of_a_run_are_those_it_was_trained_with(trained, quick_settings):
+    run = open_run(trained)
+    expected = quick_settings(iterations=3, student_lr=1e-3, critic_lr=1e-3, seed=11)
+    assert dataclasses.asdict(run.settings) == dataclasses.asdict(expected)
+    assert run.sources == ModelSources(family="tiny")
+    assert loop.TEMPLATES[0] == "photo of a {}"
