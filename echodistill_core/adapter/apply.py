@@ -64,7 +64,7 @@ def personalised(
             )
         placeholders[adapter.placeholder] = adapter.class_noun
     encoder = family.text.with_placeholders({a.placeholder: len(a.rows) for a in adapters})
-    weights = denoiser.unet.state_dict()
+    weights, loaded = denoiser.unet.state_dict(), family.loaded[role]
     changed: dict[str, Tensor] = {}
     for adapter, strength in zip(adapters, strengths, strict=True):
         for name, delta in adapter.unet_deltas(family.architecture, weights).items():
@@ -74,13 +74,14 @@ def personalised(
                     f"{tuple(weights[name].shape)}. It was trained on another base model."
                 )
             if strength != 0:
-                start = changed.get(name, weights[name].float())
+                # From the weights as loaded: differences can be finer than the precision that the model was cast to.
+                start = changed.get(name, loaded[name].float())
                 changed[name] = start + strength * delta.to(start.device)
     rows = [_rows(family.text, a, s) for a, s in zip(adapters, strengths, strict=True)]
     kept: dict[str, nn.Parameter] = {}
     try:
         for name, value in changed.items():
-            kept[name] = _swap(denoiser.unet, name, nn.Parameter(value.to(weights[name].dtype), requires_grad=False))
+            kept[name] = _swap(denoiser.unet, name, nn.Parameter(value.to(weights[name]), requires_grad=False))
         yield Personalised(family, denoiser, encoder, torch.cat(rows) if rows else None, placeholders)
     finally:
         for name, parameter in kept.items():

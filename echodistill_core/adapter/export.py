@@ -50,8 +50,12 @@ def export_lora(
 
     The token goes beside it, as `<stem>_token.safetensors`: a textual-inversion file whose key is the placeholder.
     Returns the relative error of every matrix, by diffusers' name.
-    Raises InputError where the adapter changed anything but matrices (full fine-tuning); export that one merged.
+    Raises InputError where a file exists already, or the adapter changed anything but matrices (full fine-tuning);
+    export that one merged.
     """
+    for place in (path, token_path(path)):
+        if place.exists():
+            raise InputError(f"out {place} exists already; choose another name, or remove it first.")
     if rank < 1:
         raise InputError(f"rank is {rank}; expected 1 or more.")
     if path.suffix != ".safetensors":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EchoDistillError as error:
         print(f"echodistill: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:
+        # The reader of our output, `head` say, has read enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         what_now = "; the same command goes on from the last checkpoint" if goes_on else ""
         print(f"echodistill: interrupted{what_now}.", file=sys.stderr)
@@ -30,7 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Carry out parsed options. The commands' imports take seconds, so --help and mistakes do not wait for them."""
+    import torch
+
     from . import commands
 
-    getattr(commands, options.command)(options)
+    try:
+        getattr(commands, options.command)(options)
+    except torch.cuda.OutOfMemoryError as error:
+        raise EchoDistillError(
+            f"the device ran out of memory ({str(error).splitlines()[0]}); train and echo go on from their last "
+            "checkpoint with --gradient-checkpointing, and a new run needs less with --precision bf16 --batch-size 1 "
+            "or a smaller --resolution; sample needs less with a smaller --batch."
+        ) from error
     return 0

@@ -6,13 +6,16 @@ import argparse
 import dataclasses
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import InputError
 from ..models.sources import ModelSources
 from ..settings import EchoSettings, TrainSettings, nearest
+
+# How a run computes and reports, which may change between its stages: it does not determine the result.
+COMPUTING = tuple(f.name for f in dataclasses.fields(TrainSettings) if not f.metadata["determines_result"])
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +41,7 @@ def build_parser() -> Parser:
     echo = _command(commands, "echo", "let the student's own samples teach both models: the echoing stage")
     echo.add_argument("run", metavar="RUN", help="run folder of a finished train")
     add_settings(echo, EchoSettings)
+    add_settings(echo, TrainSettings, only=COMPUTING)
 
     sample = _command(commands, "sample", "make pictures with a run or with adapter files")
     sample.add_argument("run", nargs="?", default="", metavar="RUN", help="run folder, or leave out and give --adapter")
@@ -46,7 +50,7 @@ def build_parser() -> Parser:
     sample.add_argument("--out", default="sample.png", metavar="FILE", help="picture to write; several get numbers")
     sample.add_argument("--stage", choices=("auto", "distil", "echo"), default="auto", help="the run's latest, or one")
     sample.add_argument("--role", choices=("student", "teacher"), default="student", help="which model draws")
-    sample.add_argument("--steps", type=int, default=1, help="sampling steps: 1, 2 or 4; 25 for the teacher")
+    sample.add_argument("--steps", type=int, default=0, help="1, 2 or 4; 0 is 1 for the student, 25 for the teacher")
     sample.add_argument("--batch", type=int, default=1, help="pictures for each prompt")
     sample.add_argument("--seed", type=int, default=0, help="of the first picture; each next one adds 1")
     sample.add_argument("--width", type=int, default=0, help="pixels, a multiple of 8; 0 is the family's own")
@@ -94,10 +98,12 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace
     return parser.parse_args(words)
 
 
-def add_settings(parser: argparse.ArgumentParser, cls: type) -> None:
-    """A flag for every field of a settings dataclass. What is not given stays out, for presets to fill."""
+def add_settings(parser: argparse.ArgumentParser, cls: type, only: Collection[str] | None = None) -> None:
+    """A flag for every field of a settings dataclass, or for some. What is not given stays out, for presets to fill."""
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
+        if only is not None and f.name not in only:
+            continue
         flag, kind = "--" + f.name.replace("_", "-"), hints[f.name]
         unit = f" [{f.metadata['unit']}]" if f.metadata["unit"] else ""
         text = f"{f.metadata['reason']}{unit} (default: {f.default})".replace("%", "%%")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import re
 import sys
@@ -21,7 +23,7 @@ from ..adapter.apply import personalised
 from ..adapter.export import export_lora, export_merged, token_path
 from ..adapter.file import Adapter, read_adapter
 from ..concept.augment import to_unit
-from ..concept.photographs import load_photograph, load_photographs, to_square
+from ..concept.photographs import Photograph, load_photograph, load_photographs, to_square
 from ..concept.prompts import check_prompt
 from ..errors import InputError
 from ..models.family import Family
@@ -29,11 +31,11 @@ from ..models.open import open_family
 from ..models.sources import FAMILIES, ModelSources
 from ..reporting import RunPictures, save_picture, to_pictures
 from ..sampling import sample as sample_images
-from ..settings import EchoSettings, TrainSettings, from_options
+from ..settings import EchoSettings, TrainSettings, determining, from_options
 from ..training import session
 from ..training.run import STAGES, Run, fingerprint_of, open_run
 from ..training.state import DTYPES, pick_device
-from .arguments import given
+from .arguments import COMPUTING, given
 from .progress import ProgressBar, stoppable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -62,6 +64,8 @@ def echo(options: argparse.Namespace) -> None:
     """Let the student's own samples teach both models."""
     run = open_run(options.run)
     settings = from_options(EchoSettings, given(options, EchoSettings))
+    own = given(options, TrainSettings)
+    run.record["settings"].update({name: own[name] for name in COMPUTING if name in own})
     distil = run.settings
     with _shown_warnings():
         family = _family(run.sources, with_teacher=distil.teaches or distil.aligns)
@@ -89,18 +93,19 @@ def sample(options: argparse.Namespace) -> None:
             model,
             prompts,
             seed=options.seed,
-            steps=options.steps,
+            steps=options.steps or (25 if teacher else 1),
             height=options.height,
             width=options.width,
-            guidance=options.guidance or (7.5 if teacher else 1.0),
+            guidance=options.guidance or (TrainSettings().guidance_scale if teacher else 1.0),
             image=start,
             strength=options.denoise if options.image else 1.0,
         )
     pictures = to_pictures(images)
     for i, picture in enumerate(pictures):
         path = out if len(pictures) == 1 else out.with_stem(f"{out.stem}_{i:03d}")
+        replaced = " (replaced)" if path.exists() else ""
         save_picture(path, picture)
-        _say(f"{path}: {prompts[i]!r}, seed {options.seed + i}")
+        _say(f"{path}{replaced}: {prompts[i]!r}, seed {options.seed + i}")
 
 
 def info(options: argparse.Namespace) -> None:
@@ -214,10 +219,10 @@ def _family(sources: ModelSources, *, with_teacher: bool) -> Family:
     return family
 
 
-def _default_folder(settings: TrainSettings, sources: ModelSources, photographs: Sequence[Any]) -> Path:
+def _default_folder(settings: TrainSettings, sources: ModelSources, photographs: Sequence[Photograph]) -> Path:
     """runs/<noun>-<fingerprint>: the same command finds the same run again."""
-    names = [p.name for p in photographs]
-    key = fingerprint_of({"settings": str(settings), "sources": str(sources), "photographs": names})
+    contents = [hashlib.sha256(p.image.tobytes()).hexdigest() for p in photographs]
+    key = fingerprint_of({**determining(settings), **dataclasses.asdict(sources), "photographs": contents})
     noun = re.sub(r"\W+", "-", settings.class_noun).strip("-")
     return Path("runs") / f"{noun}-{key[:8]}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .photographs import load_photographs, to_square
+from .photographs import Photograph, load_photographs, to_square
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class ImageSet:
 
 def read_images(source: str | Path | Sequence[str | Path], size: int, crop: str, limit: int = 0) -> ImageSet:
     """Read photographs from a folder or list and make them square. Raises InputError as `load_photographs` does."""
-    photographs = load_photographs(source, limit)
+    return square_images(load_photographs(source, limit), size, crop)
+
+
+def square_images(photographs: Sequence[Photograph], size: int, crop: str) -> ImageSet:
+    """Photographs as squares of `size` pixels, cut or squashed (`to_square`)."""
     pixels = torch.stack([to_square(p.image, size, crop) for p in photographs])
     return ImageSet(pixels, tuple(p.name for p in photographs))

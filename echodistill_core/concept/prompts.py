@@ -37,9 +37,9 @@ def subject(placeholder: str, class_noun: str) -> str:
     return f"{placeholder} {class_noun}".strip()
 
 
-def caption(template: str, placeholder: str, class_noun: str, prefix: str = "") -> str:
-    """A template with the concept in it, after the augmentation's prefix: "close up photo of a <new1> dog"."""
-    return f"{prefix} {template.format(subject(placeholder, class_noun))}".strip()
+def caption(template: str, placeholder: str, class_noun: str) -> str:
+    """A template with the concept in it: "photo of a <new1> dog"."""
+    return template.format(subject(placeholder, class_noun))
 
 
 def epoch_order(size: int, epoch: int, seed: int) -> list[int]:

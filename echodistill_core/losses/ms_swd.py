@@ -103,7 +103,8 @@ def project(x: Tensor, projections: Tensor) -> Tensor:
     if patch % 2 == 0:
         raise InputError(f"MS-SWD got patches of {patch} pixels; expected an odd number, as 11.")
     x = F.pad(x, [patch // 2] * 4, mode="reflect")
-    # Autocast would round to bfloat16, and the differences between sorted neighbours are finer than that.
+    # Autocast would round to bfloat16, and the differences between sorted neighbours are finer than that. On CUDA this
+    # is a TF32 convolution unless torch.backends.cudnn.allow_tf32 is off, as all float32 convolutions are.
     with torch.autocast(x.device.type, enabled=False):
         return F.conv2d(x, projections)
 

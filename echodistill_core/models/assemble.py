@@ -48,8 +48,9 @@ def assemble(module: Module, tensors: StateDict, origin: str) -> Module:
     expected = module.state_dict()
     # transformers before version 5 writes text_model. before every name of a CLIPTextModel.
     prefix = "text_model." if next(iter(expected)).startswith("text_model.") else ""
-    # Detached: assigning would take a caller's very parameters, and freezing the module would freeze them too.
-    given = {prefix + name: tensor.detach() for name, tensor in tensors.items()}
+    # Detached: assigning would take a caller's very parameters, and freezing the module would freeze them too. What was
+    # made in inference mode, as ComfyUI's loaders do, cannot take part in training; a copy can.
+    given = {prefix + n: t.clone() if t.is_inference() else t.detach() for n, t in tensors.items()}
     missing = [n for n in expected if n not in given]
     unexpected = [n for n in given if n not in expected]
     if missing or unexpected:

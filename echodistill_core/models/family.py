@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..diffusion import NoiseSchedule
 from ..errors import InputError
@@ -33,7 +34,7 @@ class Denoiser:
     def predict(self, zt: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """The UNet's prediction for latents (B, 4, h, w) at timesteps (B,) under text features (B, 77, width).
 
-        Returns float32: the one-step map divides by 0.068, which would amplify a half-precision rounding 15 times.
+        Returns float32, for the algebra that follows: the one-step map amplifies what is rounded there 15 times.
         """
         dtype = self.unet.conv_in.weight.dtype
         return self.unet(zt.to(dtype), t, encoder_hidden_states=text.to(dtype)).sample.float()
@@ -54,8 +55,12 @@ class Family:
     vae: AutoencoderKL
     text_fingerprint: str
     warnings: list[str] = field(default_factory=list)
+    loaded: dict[str, dict[str, Tensor]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # The tensors as they were loaded, by network and name: `restore` gives them back after a run has moved, cast
+        # and trained. They are references; those of a file are pages that the system can drop.
+        self.loaded = {n: {k: t.detach() for k, t in m.state_dict().items()} for n, m in self.networks().items()}
         width = self.student.unet.config["cross_attention_dim"]
         if self.teacher is not None:
             other = self.teacher.unet.config["cross_attention_dim"]
@@ -80,21 +85,38 @@ class Family:
         """Where the student is."""
         return self.student.unet.conv_in.weight.device
 
-    def modules(self) -> list[nn.Module]:
-        """Every network of the family."""
-        teacher = [] if self.teacher is None else [self.teacher.unet]
-        return [self.student.unet, *teacher, self.text, self.vae]
+    def networks(self) -> dict[str, nn.Module]:
+        """Every network of the family: "student", "teacher" where there is one, "text", "vae"."""
+        teacher = {} if self.teacher is None else {"teacher": self.teacher.unet}
+        return {"student": self.student.unet, **teacher, "text": self.text.model, "vae": self.vae}
 
     def freeze(self) -> Family:
         """Switch to evaluation and turn every gradient off; training then asks for what it trains."""
-        for module in self.modules():
+        for module in self.networks().values():
             module.eval().requires_grad_(False)
         return self
 
     def to(self, device: str | torch.device, dtype: torch.dtype) -> Family:
         """Move and cast every network in place."""
-        for module in self.modules():
-            module.to(device=device, dtype=dtype)
+        for module in self.networks().values():
+            # Past diffusers' own `to`, which warns of modules to be kept in float32 even where there are none.
+            nn.Module.to(module, device=device, dtype=dtype)
+        return self
+
+    def restore(self) -> Family:
+        """Undo all that `to` and training did: the very tensors that were loaded, frozen, and no placeholders."""
+        for name, network in self.networks().items():
+            for module in list(network.modules()):
+                for leaf in list(getattr(module, "parametrizations", {})):
+                    parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
+            for key, tensor in self.loaded[name].items():
+                path, _, leaf = key.rpartition(".")
+                setattr(network.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
+            for buffer in network.buffers():
+                buffer.data = buffer.data.to("cpu")
+        for module in (self.student.unet, self.vae, *([self.teacher.unet] if self.teacher else [])):
+            module.disable_gradient_checkpointing()
+        self.text = self.text.with_placeholders({})
         return self
 
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from .family import Denoiser, Family, fingerprint, unet_fingerprint
 from .text import TextEncoder, clip_tokenizer
 
 
+@torch.inference_mode(False)
 def load_family(
     student: Source,
     teacher: Source | None = None,

@@ -17,7 +17,8 @@ from .tiny import tiny_checkpoint
 def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
     """Load the family these sources name, offline.
 
-    with_teacher: False leaves the teacher's UNet out, but keeps its text encoder.
+    with_teacher: False leaves the teacher's UNet out, but takes its text encoder where its checkpoint is at hand, and
+        the student's own otherwise; an adapter's fingerprints tell whether that is the same.
     Raises InputError where a file or a part in the hub cache is missing, with the command that gets it.
     """
     named = FAMILIES[sources.family]
@@ -31,9 +32,10 @@ def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
         lora = cached_file(named.student_lora, HUB[named.student_lora].files[0])
         if lora is None:
             raise _not_cached(named.student_lora, named)
+    lacks_teacher = not sources.teacher and named.teacher in HUB and cached_folder(named.teacher) is None
     return load_family(
         _locate(sources.student, "student", named),
-        _locate(sources.teacher, "teacher", named),
+        None if lacks_teacher and not with_teacher else _locate(sources.teacher, "teacher", named),
         name=sources.family,
         with_teacher=with_teacher,
         student_prediction=sources.student_prediction,
@@ -76,5 +78,6 @@ def _not_cached(name: str, named: NamedFamily) -> InputError:
 
 def _licence(own: str, default: str) -> str:
     if own and own not in HUB:
-        return "that of the given checkpoint"
+        usual = f"; {HUB[default].licence} if it is {HUB[default].repo}" if default in HUB else ""
+        return f"that of the checkpoint {Path(own).name}{usual}"
     return HUB[own or default].licence if (own or default) in HUB else "MIT (random weights)"

@@ -95,7 +95,7 @@ class TextEncoder(nn.Module):
         Raises InputError for a word that cannot be a placeholder.
         """
         # A tokenizer cannot forget an added word, so each set of placeholders gets its own, from the plain one.
-        tokenizer = copy.deepcopy(self._plain_tokenizer)
+        tokenizer = copy.deepcopy(self._plain_tokenizer) if placeholders else self._plain_tokenizer
         for name in placeholders:
             check_placeholder(tokenizer, name)
         for name in placeholders:

@@ -28,6 +28,7 @@ _PROJECTOR_NAMES = {
 }
 
 
+@torch.inference_mode(False)
 def load_backbones(wanted: Mapping[str, str], source: str = "") -> dict[str, Backbone]:
     """Load several backbones, frozen, on the CPU in the files' precision.
 

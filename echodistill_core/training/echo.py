@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 import torch
 
@@ -44,8 +44,12 @@ def make_pool(state: TrainState, run: Run, echo: EchoSettings, listen: Listener)
             x = one_step_images(state, [prompts[i]], state.settings.seed + POOL_SEED + i, run.resolution)[0]
             write_png(folder / f"{i:03d}.png", ((x + 1) * 127.5).round().to("cpu", torch.uint8))
             listen(PoolProgress(i + 1, len(prompts)))
-        write_json(folder / "pool.json", {"prompts": prompts, "first_seed": state.settings.seed + POOL_SEED})
-    if json.loads((folder / "pool.json").read_text(encoding="utf-8"))["prompts"] != list(prompts):
-        raise InputError(f"{folder} was made from other prompts; remove it to have it made again.")
-    pixels = read_pngs(folder, len(prompts))
-    return ImageSet(pixels, tuple(f"{i:03d}.png" for i in range(len(prompts))), prompts)
+        write_json(folder / "pool.json", {"fingerprint": _read(folder, prompts).fingerprint, "prompts": prompts})
+    pool = _read(folder, prompts)
+    if pool.fingerprint not in (folder / "pool.json").read_text(encoding="utf-8"):
+        raise InputError(f"{folder} was changed since it was made; remove the folder to have it made again.")
+    return pool
+
+
+def _read(folder: Path, prompts: tuple[str, ...]) -> ImageSet:
+    return ImageSet(read_pngs(folder, len(prompts)), tuple(f"{i:03d}.png" for i in range(len(prompts))), prompts)

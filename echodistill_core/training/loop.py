@@ -13,7 +13,7 @@ from ..errors import DivergedError
 from ..models import layout
 from ..settings import determining
 from .batches import TrainingImages
-from .checkpoint import save_checkpoint
+from .checkpoint import CHECKPOINT, save_checkpoint
 from .events import CheckpointSaved, Listener, LossesLogged, PreviewReady, StepDone
 from .run import Run
 from .samples import one_step_images
@@ -46,16 +46,19 @@ def train_stage(
         try:
             listen(StepDone(stage, state.step, iterations, losses))
             if last or state.step % settings.log_every == 0:
-                _log(run, stage, waiting, listen)
+                listen(LossesLogged(stage, _log(run, stage, waiting)))
             if settings.preview_every and (last or state.step % settings.preview_every == 0):
                 listen(PreviewReady(stage, state.step, preview(state)))
         except DivergedError:
             raise
         except BaseException:
-            _save(state, run, stage, waiting, listen=None)
+            _save(state, run, stage, waiting)
             raise
         if last or state.step % settings.checkpoint_every == 0:
-            _save(state, run, stage, waiting, listen)
+            rows = _save(state, run, stage, waiting)
+            if rows:
+                listen(LossesLogged(stage, rows))
+            listen(CheckpointSaved(stage, state.step, run.path(stage, CHECKPOINT)))
     _finish(state, run, stage, iterations)
 
 
@@ -82,8 +85,8 @@ def adapters_of(state: TrainState, stage: str, iterations: int) -> dict[str, Ada
     return result
 
 
-def _log(run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]], listen: Listener | None) -> None:
-    """Read the waiting losses, the loop's only wait for the device, check them and write them to the log."""
+def _log(run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]]) -> tuple[Mapping[str, float], ...]:
+    """Read the waiting losses from the device, check them, write them to the log and return them."""
     rows = []
     for step, losses in waiting:
         row = {name: float(value) for name, value in losses.items()}
@@ -98,22 +101,21 @@ def _log(run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]], 
         run.log(stage, tuple(rows))
     # Only now: where the log could not be written, the rows still wait for the next attempt.
     waiting.clear()
-    if rows and listen is not None:
-        listen(LossesLogged(stage, tuple(rows)))
+    return tuple(rows)
 
 
 def _save(
-    state: TrainState, run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]], listen: Listener | None
-) -> None:
-    _log(run, stage, waiting, listen)  # nothing that has diverged may replace a good checkpoint
-    path = run.path(stage, "checkpoint.safetensors")
-    save_checkpoint(path, state, run.fingerprint(stage))
-    if listen is not None:
-        listen(CheckpointSaved(stage, state.step, path))
+    state: TrainState, run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]]
+) -> tuple[Mapping[str, float], ...]:
+    """Write a checkpoint, after the losses that led to it: nothing diverged may replace a good one."""
+    rows = _log(run, stage, waiting)
+    save_checkpoint(run.path(stage, CHECKPOINT), state, run.fingerprint(stage))
+    return rows
 
 
 def _finish(state: TrainState, run: Run, stage: str, iterations: int) -> None:
-    for role, adapter in adapters_of(state, stage, iterations).items():
+    adapters = adapters_of(state, stage, iterations)
+    for role, adapter in adapters.items():
         write_adapter(run.path(stage, f"{role}.safetensors"), adapter, state.family.architecture)
     last = run.read_log(stage)[-1:]
-    run.finish(stage, {"iterations": iterations, "losses": last[0] if last else {}})
+    run.finish(stage, {"iterations": iterations, "roles": list(adapters), "losses": last[0] if last else {}})

@@ -35,6 +35,7 @@ from ..settings import EchoSettings, TrainSettings, determining, from_options
 
 FORMAT_VERSION = 1
 STAGES = ("distil", "echo")
+RECORD = ("fingerprint", "identity", "settings", "sources", "photographs", "echo", "finished")
 
 
 def run_identity(settings: TrainSettings, images: ImageSet, family: Family) -> dict[str, Any]:
@@ -96,8 +97,9 @@ class Run:
         return self.folder.joinpath(stage, *parts)
 
     def is_finished(self, stage: str) -> bool:
-        """Whether the stage's adapters are written."""
-        return stage in self.record["finished"]
+        """Whether the stage is recorded as finished and its adapters are there."""
+        figures = self.record["finished"].get(stage)
+        return figures is not None and all(self.path(stage, f"{r}.safetensors").is_file() for r in figures["roles"])
 
     def finish(self, stage: str, figures: Mapping[str, Any]) -> None:
         """Record that the stage's results are all on disk."""
@@ -185,10 +187,13 @@ def open_run(folder: str | Path) -> Run:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record["format_version"]
+        absent = [key for key in RECORD if key not in record]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); it was changed by hand or damaged.") from error
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}; this program reads version {FORMAT_VERSION}.")
+    if absent:
+        raise InputError(f"{path} lacks {', '.join(absent)}; it was changed by hand or damaged.")
     return Run(folder, record)
 
 

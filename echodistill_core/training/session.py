@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from ..concept.images import ImageSet
-from ..concept.photographs import Photograph, to_square
+from ..concept.images import square_images
+from ..concept.photographs import Photograph
 from ..errors import InputError
 from ..models.family import Family
 from ..models.sources import ModelSources, backbone_source
@@ -16,21 +17,12 @@ from ..perception.backbones import Backbone
 from ..perception.load import load_backbones
 from ..settings import EchoSettings, TrainSettings
 from .batches import TrainingImages
-from .checkpoint import load_checkpoint
+from .checkpoint import CHECKPOINT, load_checkpoint
 from .echo import make_pool, pool_prompts
 from .events import Listener
 from .loop import train_stage
 from .run import Run, create_or_resume
-from .state import TrainState, needed_backbones, new_optimizers, new_state
-
-
-def square_images(photographs: Sequence[Photograph], settings: TrainSettings, family: Family) -> ImageSet:
-    """The photographs as training sees them. Raises InputError for a resolution that the family cannot make."""
-    size = settings.resolution or family.architecture.resolution
-    if size < 64 or size % family.latent_factor:
-        raise InputError(f"setting resolution is {size}; expected 64 or more and a multiple of {family.latent_factor}.")
-    used = photographs[: settings.max_photographs or None]
-    return ImageSet(torch.stack([to_square(p.image, size, settings.crop) for p in used]), tuple(p.name for p in used))
+from .state import TrainState, check_learns, needed_backbones, new_optimizers, new_state, pick_device
 
 
 def train(
@@ -43,41 +35,45 @@ def train(
 ) -> Run:
     """The distillation stage into a run folder: begun, resumed at its last checkpoint, or found finished.
 
-    The family is in use afterwards only if the run was finished already; otherwise its UNets have their own weights
-    back, but its precision and device are the settings'.
-    Raises InputError before anything is computed where an input does not fit, DivergedError where a loss does.
+    The family is borrowed: however training ends, it is given back as it was loaded.
+    Raises InputError before anything is computed or written where an input does not fit, DivergedError where a loss
+    does not stay finite.
     """
     check_concept(settings)
-    family.text.with_placeholders({settings.placeholder: settings.vectors})
-    images = square_images(photographs, settings, family)
-    # What a run needs is looked for before its folder is made, so that a failed start leaves nothing behind.
+    check_learns(settings, family)
+    pick_device(settings.device)
+    family.text.with_placeholders({settings.placeholder: settings.vectors})  # raises for a word that cannot be one
+    size = training_size(settings, family)
+    images = square_images(photographs[: settings.max_photographs or None], size, settings.crop)
+    if (Path(folder) / "run.json").is_file():
+        run = create_or_resume(folder, settings, sources, images, family)
+        if run.is_finished("distil"):
+            return run
+    # Looked for before a new folder is made, so that a failed start leaves nothing behind.
     backbones = load_backbones(needed_backbones(settings), backbone_source(sources))
     run = create_or_resume(folder, settings, sources, images, family)
-    if run.is_finished("distil"):
-        return run
-    state = _state(family, backbones, settings)
-    try:
+    with _training(family, backbones, settings) as state:
         _resume(state, run, "distil")
-        train_stage(state, run, "distil", _source(state, images), settings.iterations, listen)
-    finally:
-        state.release()
+        source = TrainingImages(images, settings, family.latent_factor)
+        train_stage(state, run, "distil", source, settings.iterations, listen)
     return run
 
 
 def echo(run: Run, family: Family, settings: EchoSettings, listen: Listener) -> Run:
     """The echoing stage of a finished run: begun, resumed, or found finished. The adapters of before stay beside it.
 
-    Raises InputError where the run is not trained to its end or was echoed with other settings.
+    The family is borrowed, as in `train`.
+    Raises InputError where the run is not trained to its end, was echoed with other settings, or has other models.
     """
     distil = run.settings
     pool_prompts(distil, settings)
     run.check_family(family)
+    pick_device(distil.device)
     run.declare_echo(settings)
     if run.is_finished("echo"):
         return run
     backbones = load_backbones(needed_backbones(distil), backbone_source(run.sources))
-    state = _state(family, backbones, distil)
-    try:
+    with _training(family, backbones, distil) as state:
         fresh_critics = {n: p.detach().clone() for n, p in state.critics.named_parameters()}
         _resume(state, run, "distil", required=True)
         pool = make_pool(state, run, settings, listen)
@@ -85,13 +81,13 @@ def echo(run: Run, family: Family, settings: EchoSettings, listen: Listener) -> 
             state.step = 0
             if not settings.carry_critics:
                 state.critics.load_state_dict(fresh_critics)
+                # The moments of heads that are gone would mislead the new ones.
+                state.optimizers["critics"] = new_optimizers(state)["critics"]
             if not settings.carry_optimizers:
                 state.optimizers = new_optimizers(state)
         photographs = run.photographs() if settings.real_share > 0 else None
-        source = _source(state, pool, photographs, settings.real_share)
+        source = TrainingImages(pool, distil, family.latent_factor, photographs, settings.real_share)
         train_stage(state, run, "echo", source, settings.iterations, listen)
-    finally:
-        state.release()
     return run
 
 
@@ -101,14 +97,31 @@ def check_concept(settings: TrainSettings) -> None:
         raise InputError("class_noun is empty; expected what the photographs show, for instance --class-noun dog.")
 
 
-def _state(family: Family, backbones: dict[str, Backbone], settings: TrainSettings) -> TrainState:
-    family.text = family.text.with_placeholders({settings.placeholder: settings.vectors})
-    return new_state(family, backbones, settings)
+def training_size(settings: TrainSettings, family: Family) -> int:
+    """Side of the training images in pixels. Raises InputError for one that the family cannot make."""
+    size = settings.resolution or family.architecture.resolution
+    if size < 64 or size % family.latent_factor:
+        raise InputError(f"setting resolution is {size}; expected 64 or more and a multiple of {family.latent_factor}.")
+    return size
+
+
+@contextmanager
+def _training(family: Family, backbones: dict[str, Backbone], settings: TrainSettings) -> Iterator[TrainState]:
+    """A new state for the block; afterwards, and where making it fails, the family is as it was loaded.
+
+    ComfyUI runs its nodes in inference mode, in which nothing can learn.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            family.text = family.text.with_placeholders({settings.placeholder: settings.vectors})
+            yield new_state(family, backbones, settings)
+        finally:
+            family.restore()
 
 
 def _resume(state: TrainState, run: Run, stage: str, required: bool = False) -> bool:
     """Load the stage's checkpoint if there is one, and forget what was logged after it."""
-    path = run.path(stage, "checkpoint.safetensors")
+    path = run.path(stage, CHECKPOINT)
     found = path.is_file()
     if required and not found:
         raise InputError(f"{path} is missing, so nothing can carry on from this run; train it again into a new folder.")
@@ -117,9 +130,3 @@ def _resume(state: TrainState, run: Run, stage: str, required: bool = False) -> 
     if not required:
         run.rewind_log(stage, state.step if found else 0)
     return found
-
-
-def _source(
-    state: TrainState, main: ImageSet, second: ImageSet | None = None, second_share: float = 0.0
-) -> TrainingImages:
-    return TrainingImages(main, state.settings, state.family.latent_factor, second, second_share)

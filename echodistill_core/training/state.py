@@ -17,6 +17,7 @@ from ..settings import TrainSettings
 from .trainable import TrainedWeights
 
 ROLES = ("teacher", "student")
+CRITICS = ("clip", "dino", "dinov2")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -36,8 +37,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used ({reason}); expected auto, cpu, cuda or mps.") from error
     return device
@@ -70,9 +71,9 @@ class TrainState:
         return self.family.device
 
     @property
-    def token_teacher(self) -> str:
-        """The role whose loss the student's token learns from: the teacher's where it is shared and learns."""
-        return "teacher" if self.settings.teaches and self.settings.share_text_encoder else "student"
+    def token_learns_from(self) -> str:
+        """The role whose loss the student's token learns from."""
+        return _token_learns_from(self.settings)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Compute in the settings' precision; what is trained stays float32."""
@@ -114,10 +115,27 @@ class TrainState:
                 raise DivergedError(f"{name} is not finite after step {self.step}; lower the learning rates.")
 
     def release(self) -> None:
-        """Give both UNets their own weights back, bit for bit, and let the text encoder forget the placeholder."""
-        for weights in self.weights.values():
-            weights.remove()
-        self.family.text = self.family.text.with_placeholders({})
+        """Give the family back as it was loaded, bit for bit."""
+        self.family.restore()
+
+
+def _token_learns_from(settings: TrainSettings) -> str:
+    # The teacher's, where the token is shared and the teacher learns; otherwise no loss but the student's reaches it.
+    return "teacher" if settings.teaches and settings.share_text_encoder else "student"
+
+
+def check_learns(settings: TrainSettings, family: Family) -> None:
+    """Raise InputError where these settings need a teacher that is not there, or no loss would change anything."""
+    if (settings.teaches or settings.aligns) and family.teacher is None:
+        raise InputError("these settings need a teacher and none was given; give one, or set its weights to 0.")
+    has_weights = settings.trainable != "token"
+    own_token = settings.trainable.endswith("token") and _token_learns_from(settings) == "student"
+    student_learns = settings.generates or settings.student_reconstruction_weight > 0
+    if not settings.teaches and not (student_learns and (has_weights or own_token)):
+        raise InputError(
+            f"nothing would learn with trainable {settings.trainable} and these weights of the losses; raise one of "
+            "teacher_weight, alignment_weight, adversarial_weight."
+        )
 
 
 def new_state(family: Family, backbones: dict[str, Backbone], settings: TrainSettings) -> TrainState:
@@ -126,8 +144,7 @@ def new_state(family: Family, backbones: dict[str, Backbone], settings: TrainSet
     family: with the placeholder declared in its text encoder (`with_placeholders`).
     Raises InputError where the settings need a teacher or backbone that is not there, or nothing would learn.
     """
-    if (settings.teaches or settings.aligns) and family.teacher is None:
-        raise InputError("these settings need a teacher and none was given; give one, or set its weights to 0.")
+    check_learns(settings, family)
     for role, name in needed_backbones(settings).items():
         if role not in backbones:
             raise InputError(f"these settings need the backbone {name}; load it, or set the weights of its terms to 0.")
@@ -151,9 +168,13 @@ def new_state(family: Family, backbones: dict[str, Backbone], settings: TrainSet
         _checkpoint_gradients(family, backbones)
     shared = nn.Parameter(initial.to(device))
     own = shared if settings.share_text_encoder else nn.Parameter(initial.clone().to(device))
-    critics = nn.ModuleDict({r: CriticHead(backbones[r].width, init) for r in sorted(settings.critic_weights)}).to(
-        device
-    )
+    # A generator for each head: taking one critic away must not start the others differently.
+    heads = {
+        role: CriticHead(backbones[role].width, torch.Generator().manual_seed(settings.seed + 100 + place))
+        for place, role in enumerate(CRITICS)
+        if role in settings.critic_weights
+    }
+    critics = nn.ModuleDict(heads).to(device)
     state = TrainState(
         settings=settings,
         family=family,
@@ -167,8 +188,6 @@ def new_state(family: Family, backbones: dict[str, Backbone], settings: TrainSet
         },
     )
     state.optimizers = new_optimizers(state)
-    if not state.learned("student") and not state.learned("teacher"):
-        raise InputError(f"nothing would learn with trainable {settings.trainable} and these weights; raise a weight.")
     return state
 
 
@@ -183,7 +202,7 @@ def new_optimizers(state: TrainState) -> dict[str, torch.optim.AdamW]:
     if learns_token:
         if s.teaches:
             groups["teacher"].append({"params": [state.rows["teacher"]], "lr": s.token_lr})
-        if state.token_teacher == "student":
+        if state.token_learns_from == "student":
             groups["student"].append({"params": [state.rows["student"]], "lr": s.token_lr})
     if len(state.critics):
         groups["critics"].append({"params": list(state.critics.parameters()), "lr": s.critic_lr})

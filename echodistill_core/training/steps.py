@@ -25,10 +25,13 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Made:
-    """The student's images of this iteration: latents and pixels with their graph, and features by backbone role."""
+    """The student's images of this iteration with their graph: latents, and features by backbone role.
+
+    pixels: None where no term looks at them, so that they need not be decoded.
+    """
 
     latents: Tensor
-    pixels: Tensor
+    pixels: Tensor | None
     features: dict[str, Tensor]
 
 
@@ -107,6 +110,8 @@ def generate(state: TrainState, noise: Tensor, text: Tensor) -> Made:
     student = state.family.student
     t = timesteps_like(student.schedule.timesteps - 1, noise)
     latents = student.schedule.to_x0(student.predict(noise, t, text), noise, t)
+    if not state.backbones and state.settings.swd_weight == 0:
+        return Made(latents, None, {})
     pixels = state.family.decode(latents)
     return Made(latents, pixels, {role: look(state, role, pixels) for role in state.backbones})
 
@@ -137,6 +142,7 @@ def alignment(state: TrainState, made: Made, noise: Tensor, prompts: Sequence[st
         terms["mse"] = latent_mse(made.latents, clean)
     if s.swd_weight > 0:
         assert pixels is not None
+        assert made.pixels is not None
         a, b = ((made.pixels + 1) / 2, (pixels + 1) / 2) if s.swd_unit_range else (made.pixels, pixels)
         terms["swd"] = ms_swd(a, b, state.generators["noise"], levels=s.swd_levels, projections=s.swd_projections)
     return terms, alignment_weight(teacher.schedule.alphas_cumprod.to(t.device), t, s.alignment_by_t)
@@ -150,7 +156,7 @@ def look(state: TrainState, role: str, pixels: Tensor) -> Tensor:
 def _student_text(state: TrainState, prompts: Sequence[str]) -> Tensor:
     text = state.text(prompts, "student")
     # Where the token learns from the teacher, the student reads it and may not change it.
-    return text.detach() if state.token_teacher == "teacher" else text
+    return text.detach() if state.token_learns_from == "teacher" else text
 
 
 def _noise(state: TrainState, batch: Batch) -> Tensor:

@@ -11,9 +11,13 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def trained_names(unet: nn.Module, trainable: str) -> list[str]:
-    """Names of the parameters that `trainable` (settings.TRAINABLE) lets learn, in the UNet's own order."""
+    """Names of the parameters that `trainable` (settings.TRAINABLE) lets learn, sorted.
+
+    Not in the UNet's own order, by which a checkpoint's moments would be told apart: taking low-rank updates out again
+    leaves a layer's weight behind its bias.
+    """
     kind = trainable.removesuffix("+token")
-    names = [n for n, _ in unet.named_parameters()]
+    names = sorted(n for n, _ in unet.named_parameters())
     if kind == "token":
         return []
     if kind == "kv":
@@ -45,7 +49,7 @@ class TrainedWeights:
     """The parameters of one UNet that learn, as float32 whatever precision the rest computes in.
 
     parameters: name -> parameter, in a fixed order; these are what an optimiser steps and a checkpoint holds.
-    Put into the UNet by `install`, taken out again, with every weight as it was, by `remove`.
+    `install` puts them into the UNet; Family.restore takes them out again.
     """
 
     def __init__(self, unet: UNet2DConditionModel, trainable: str, rank: int, generator: torch.Generator) -> None:
@@ -73,14 +77,6 @@ class TrainedWeights:
                 parameter = self.parameters[name]
                 parameter.data = parameter.data.to(device)
                 setattr(module, leaf, parameter)
-
-    def remove(self) -> None:
-        """Give the UNet its own weights back, bit for bit, in the precision the rest of it has by now."""
-        for name, weight in self.base.items():
-            module, leaf = _owner(self.unet, name)
-            if self.is_low_rank and parametrize.is_parametrized(module, leaf):
-                parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
-            setattr(module, leaf, nn.Parameter(weight.to(self.unet.conv_in.weight), requires_grad=False))
 
     def deltas(self) -> dict[str, Tensor]:
         """What was learned: effective weight minus the weight it started from, float32 on the CPU."""

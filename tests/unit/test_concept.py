@@ -81,7 +81,7 @@ def mask_by_pixels(cells, factor, left, top, side):
 def test_mask_marks_cells_wholly_inside(side):
     cells, factor = 5, 8
     for left in range(0, 41 - side, 3):
-        for top in range(0, 41 - side):
+        for top in range(41 - side):
             actual = inside_mask(cells, factor, left, top, side)
             assert actual.shape == (1, cells, cells)
             np.testing.assert_array_equal(actual[0].numpy(), mask_by_pixels(cells, factor, left, top, side))
@@ -235,19 +235,18 @@ def test_augmentation_draws_nothing_global():
 # --- captions -------------------------------------------------------------------------------------
 
 
-def test_every_template_takes_the_subject_once_and_a_prefix():
+def test_every_template_takes_the_subject_once():
     assert len(TEMPLATES) == len(set(TEMPLATES)) == 20
     for template in TEMPLATES:
-        text = caption(template, "<new1>", "coffee mug", "close up")
-        assert text.startswith("close up ")
+        text = caption(template, "<new1>", "coffee mug")
         assert text.count("<new1> coffee mug") == 1
         assert "photo" in text or "snapshot" in text
         assert "{" not in text
+        assert not text.startswith(("a ", "the "))  # "close up" may stand before it
 
 
-def test_captions_have_no_stray_blanks():
+def test_captions_name_the_placeholder_before_its_noun():
     assert caption("photo of a {}", "<new1>", "dog") == "photo of a <new1> dog"
-    assert caption("photo of a {}", "<new1>", "dog", "far away") == "far away photo of a <new1> dog"
     assert subject("<new1>", "") == "<new1>"
 
 

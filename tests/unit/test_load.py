@@ -163,7 +163,7 @@ def test_encoding_with_a_generator_draws_from_the_posterior(folder):
 
 def test_a_loaded_family_is_frozen_and_in_evaluation(folder):
     family = load_family(folder, tiny_checkpoint("teacher"))
-    for module in family.modules():
+    for module in family.networks().values():
         assert not module.training
         assert not any(p.requires_grad for p in module.parameters())
 
@@ -471,7 +471,7 @@ def test_teacher_and_student_keep_their_own_unets_and_share_the_rest(parts):
     assert_holds(family, parts)  # the student's UNet and VAE
     assert all(torch.equal(t, other["unet"][n]) for n, t in family.teacher.unet.state_dict().items())
     assert (family.teacher.licence, family.student.licence) == ("its own", "unknown")
-    assert len(family.modules()) == 4
+    assert len(family.networks()) == 4
 
 
 def test_equal_text_encoders_are_silent_and_different_ones_warn(parts):
@@ -746,7 +746,10 @@ def test_own_files_take_the_place_of_a_familys_parts(empty_cache, tmp_path, file
     assert_holds(family, parts)
     assert family.teacher.fingerprint != family.student.fingerprint
     assert family.teacher.schedule.prediction_type == "v_prediction"
-    assert family.student.licence == family.teacher.licence == "that of the given checkpoint"
+    assert family.student.licence.startswith(
+        "that of the checkpoint tiny.safetensors; Stability AI Community License if"
+    )
+    assert family.teacher.licence.startswith("that of the checkpoint other.safetensors; CreativeML Open RAIL++-M if")
     assert family.student.origin == str(file)
 
 
@@ -764,7 +767,7 @@ def test_the_tiny_family_builds_in_two_seconds_always_the_same_and_leaves_the_ge
         assert torch.equal(torch.get_rng_state(), before)
     assert min(times) < 2, times
     a, b = families[:2]
-    for x, y in zip(a.modules(), b.modules(), strict=True):
+    for x, y in zip(a.networks().values(), b.networks().values(), strict=True):
         assert all(torch.equal(t, y.state_dict()[n]) for n, t in x.state_dict().items())
     assert a.student.fingerprint == b.student.fingerprint != a.teacher.fingerprint
 

@@ -261,7 +261,7 @@ def state_of(**overrides):
 
 def advance(state, steps):
     """Algorithm 1 without the loop."""
-    images = session.square_images(photographs(), settings(), state.family)
+    images = session.square_images(photographs(), 64, settings().crop)
     source = TrainingImages(images, settings(), state.family.latent_factor)
     for _ in range(steps):
         batch = source.draw(state.step, state.generators["data"])
@@ -409,7 +409,9 @@ def other_value(field):
 
 def reopened(folder, pictures=None, **overrides):
     chosen, family = settings(**overrides), resume_worker.opened_family()
-    images = session.square_images(pictures or photographs(), chosen, family)
+    images = session.square_images(
+        (pictures or photographs())[: chosen.max_photographs or None], chosen.resolution or 64, chosen.crop
+    )
     return run.create_or_resume(folder, chosen, SOURCES, images, family)
 
 

@@ -133,7 +133,8 @@ def test_each_term_alone_reaches_every_student_key_and_value_only(tiny_state, dr
     assert term in losses
     assert changed(before, snapshot(state)) == keys_and_values(state, "student")
     assert all(p.grad is None for p in state.learned("student"))
-    for module in state.family.modules():
+    family = state.family
+    for module in (family.student.unet, family.teacher.unet, family.text, family.vae, *state.backbones.values()):
         assert all(p.grad is None for p in module.parameters())
     assert all(p.grad is None for p in [*state.rows.values(), *state.critics.parameters()])
 
@@ -518,9 +519,8 @@ class ByHand:
             unet = UNet2DConditionModel(**TINY.unet).eval().requires_grad_(False)
             unet.load_state_dict(checkpoint["unet"])
             self.unets[role] = unet
-            self.kv[role] = [p for n, p in unet.named_parameters() if "attn2.to_k" in n or "attn2.to_v" in n]
-            for p in self.kv[role]:
-                p.requires_grad_(True)
+            matrices = {n: p for n, p in unet.named_parameters() if "attn2.to_k" in n or "attn2.to_v" in n}
+            self.names, self.kv[role] = list(matrices), [p.requires_grad_(True) for p in matrices.values()]
         self.vae = AutoencoderKL(**TINY.vae).eval().requires_grad_(False)
         self.vae.load_state_dict(checkpoints["student"]["vae"])
         self.text_model = CLIPTextModel(CLIPTextConfig(**TINY.text_encoder)).eval().requires_grad_(False)
@@ -658,7 +658,9 @@ def test_two_iterations_are_those_done_by_hand(tiny_state, photographs):
     # AdamW moves a weight by about its learning rate whatever the gradient's size, so 1e-5 alone might miss a step, and
     # single weights whose gradient is mere rounding may go anywhere: the updates are compared as a whole.
     for role in ("teacher", "student"):
-        pairs = list(zip(state.weights[role].parameters.values(), by_hand.kv[role], strict=True))
+        trained = state.weights[role].parameters
+        pairs = [(trained[name], own) for name, own in zip(by_hand.names, by_hand.kv[role], strict=True)]
+        assert len(pairs) == len(trained)
         for own, reference in pairs:
             torch.testing.assert_close(own.data, reference.data, rtol=0, atol=1e-5)
         difference = torch.cat([(own - reference).detach().flatten() for own, reference in pairs])
@@ -700,6 +702,7 @@ CRITICS = {"dino", "dinov2", "clip"}
         (("mse_weight",), {"mse"}, CRITICS, 2, 2),
         (("swd_weight",), {"swd"}, CRITICS, 2, 2),
         (("identity_weight", "swd_weight"), {"identity", "swd"}, CRITICS, 2, 1),
+        (("identity_weight", "swd_weight", "adversarial_weight"), ADVERSARIAL | {"identity", "swd"}, set(), 2, 0),
         (("dino_weight",), {"fool_dino", "critic_dino"}, {"dinov2", "clip"}, 2, 2),
         (("dinov2_weight",), {"fool_dinov2", "critic_dinov2"}, {"dino", "clip"}, 2, 2),
         (("clip_weight",), {"fool_clip", "critic_clip"}, CRITICS, 2, 2),

@@ -1,0 +1,219 @@
+"""A family is lent to a run and comes back as it was; tensors made in inference mode can be trained too."""
+
+import json
+
+import pytest
+import torch
+
+from echodistill_core.errors import InputError
+from echodistill_core.models.architectures import TINY
+from echodistill_core.models.load import load_family
+from echodistill_core.models.open import open_family
+from echodistill_core.models.sources import ModelSources
+from echodistill_core.models.tiny import tiny_checkpoint
+from echodistill_core.settings import EchoSettings
+from echodistill_core.tensorfile import read_tensors
+from echodistill_core.training import session, state
+from echodistill_core.training.events import LossesLogged, StepDone
+
+SOURCES = ModelSources(family="tiny")
+
+
+def contents(family):
+    return {
+        f"{name}/{key}": tensor.clone()
+        for name, network in family.networks().items()
+        for key, tensor in network.state_dict().items()
+    }
+
+
+def assert_equal(before, after):
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype, name
+        assert torch.equal(tensor, after[name]), name
+
+
+@pytest.mark.parametrize("trainable", ["kv+token", "lora", "full+token"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_gives_the_family_back_bit_for_bit(tmp_path, tiny_family, train_tiny, trainable, precision):
+    family = tiny_family()
+    before = contents(family)
+    train_tiny(tmp_path / "run", family, trainable=trainable, precision=precision, gradient_checkpointing=True)
+    assert_equal(before, contents(family))
+    assert family.text.placeholders == {}
+    assert not family.student.unet.is_gradient_checkpointing
+    assert not any(p.requires_grad for network in family.networks().values() for p in network.parameters())
+
+
+def test_two_runs_on_one_family_equal_two_runs_on_two(tmp_path, tiny_family, train_tiny):
+    """A bf16 run casts the family; a second one must not learn from the rounded weights."""
+    family = tiny_family()
+    for name in ("first", "second"):
+        train_tiny(tmp_path / name, family, precision="bf16")
+    train_tiny(tmp_path / "alone", tiny_family(), precision="bf16")
+    files = {n: (tmp_path / n / "distil/student.safetensors").read_bytes() for n in ("first", "second", "alone")}
+    assert files["first"] == files["second"] == files["alone"]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_failure_inside_gives_the_family_back_too(tmp_path, tiny_family, train_tiny, step):
+    family = tiny_family()
+    before = contents(family)
+
+    def fail(event):
+        if isinstance(event, StepDone) and event.step == step:
+            raise RuntimeError("broken listener")
+
+    with pytest.raises(RuntimeError, match="broken listener"):
+        train_tiny(tmp_path / "run", family, listen=fail, trainable="lora+token", iterations=3)
+    assert_equal(before, contents(family))
+    assert family.text.placeholders == {}
+
+
+def test_a_state_that_cannot_be_made_leaves_the_family_alone(tmp_path, tiny_family, train_tiny, monkeypatch):
+    family = tiny_family()
+    before = contents(family)
+
+    def fail(_):
+        raise MemoryError("no room for optimisers")
+
+    monkeypatch.setattr(state, "new_optimizers", fail)
+    with pytest.raises(MemoryError):
+        train_tiny(tmp_path / "run", family, trainable="lora")
+    assert_equal(before, contents(family))
+
+
+@pytest.mark.parametrize("loaded_inside", [False, True])
+def test_tensors_from_inference_mode_can_be_trained(tmp_path, train_tiny, loaded_inside):
+    """ComfyUI's loaders make their tensors in inference mode, and it runs nodes in it."""
+
+    def load(parts):
+        return load_family(
+            parts["student"],
+            parts["teacher"],
+            name="tiny",
+            teacher_prediction="v_prediction",
+            architecture=TINY,
+            licences=dict.fromkeys(("teacher", "student"), "MIT (random weights)"),
+        )
+
+    with torch.inference_mode():
+        parts = {role: tiny_checkpoint(role) for role in ("student", "teacher")}
+        assert parts["student"]["unet"]["conv_in.weight"].is_inference()
+        if loaded_inside:
+            train_tiny(tmp_path / "run", load(parts))
+    if not loaded_inside:
+        train_tiny(tmp_path / "run", load(parts))
+    train_tiny(tmp_path / "ordinary")
+    a, b = ((tmp_path / n / "distil/student.safetensors").read_bytes() for n in ("run", "ordinary"))
+    assert a == b
+
+
+def test_training_under_no_grad_learns(tmp_path, train_tiny):
+    with torch.no_grad():
+        train_tiny(tmp_path / "run")
+    deltas = read_tensors(tmp_path / "run/distil/student.safetensors")
+    assert all(t.abs().max() > 0 for n, t in deltas.items() if n.endswith(".diff"))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"teacher_weight": 0.0, "alignment_weight": 0.0, "adversarial_weight": 0.0},
+        {
+            "teacher_weight": 0.0,
+            "identity_weight": 0.0,
+            "mse_weight": 0.0,
+            "swd_weight": 0.0,
+            "adversarial_weight": 0.0,
+        },
+    ],
+)
+def test_settings_from_which_nothing_learns_are_refused_before_a_folder_is_made(tmp_path, train_tiny, weights):
+    with pytest.raises(InputError, match="nothing would learn"):
+        train_tiny(tmp_path / "run", **weights)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_computes_nothing_is_refused_before_a_folder_is_made(tmp_path, train_tiny):
+    with pytest.raises(InputError, match="device 'meta' cannot be used"):
+        train_tiny(tmp_path / "run", device="meta")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_needs_no_backbones(tmp_path, train_tiny, monkeypatch):
+    run = train_tiny(tmp_path / "run")
+
+    def missing(*_):
+        raise InputError("backbones are missing")
+
+    monkeypatch.setattr(session, "load_backbones", missing)
+    assert train_tiny(tmp_path / "run").record == run.record
+
+
+def test_a_lost_adapter_is_written_again(tmp_path, train_tiny):
+    run = train_tiny(tmp_path / "run")
+    path = run.path("distil", "student.safetensors")
+    before = path.read_bytes()
+    path.unlink()
+    assert not run.is_finished("distil")
+    steps = []
+    train_tiny(tmp_path / "run", listen=lambda e: steps.append(e) if isinstance(e, StepDone) else None)
+    assert path.read_bytes() == before
+    assert steps == []
+
+
+def test_cancel_at_any_event_leaves_a_checkpoint(tmp_path, tiny_family, train_tiny):
+    """The log may be read because a checkpoint is due; a Cancel heard then must not cost what was computed."""
+
+    def cancel(event):
+        if isinstance(event, LossesLogged):
+            raise KeyboardInterrupt
+
+    overrides = {"iterations": 3, "log_every": 100, "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(tmp_path / "run", listen=cancel, **overrides)
+    assert (tmp_path / "run/distil/checkpoint.safetensors").is_file()
+    train_tiny(tmp_path / "run", **overrides)
+    train_tiny(tmp_path / "whole", **overrides)
+    a, b = ((tmp_path / n / "distil/student.safetensors").read_bytes() for n in ("run", "whole"))
+    assert a == b
+
+
+def test_a_pool_that_was_changed_is_refused(tmp_path, tiny_family, train_tiny):
+    run = train_tiny(tmp_path / "run")
+    settings = EchoSettings(iterations=2, pool_size=2)
+
+    def cancel(event):
+        if isinstance(event, StepDone):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.echo(run, tiny_family(), settings, cancel)
+    (run.path("echo", "pool", "000.png")).write_bytes(run.path("echo", "pool", "001.png").read_bytes())
+    with pytest.raises(InputError, match="was changed since it was made"):
+        session.echo(run, tiny_family(), settings, lambda _: None)
+
+
+def test_a_run_json_without_its_parts_is_an_input_error(tmp_path, train_tiny):
+    run = train_tiny(tmp_path / "run")
+    path = run.folder / "run.json"
+    path.write_text(json.dumps({k: v for k, v in run.record.items() if k != "settings"}))
+    with pytest.raises(InputError, match="lacks settings"):
+        train_tiny(tmp_path / "run")
+
+
+def test_sampling_with_the_student_needs_no_teacher_in_the_cache(monkeypatch, tmp_path):
+    """Whoever downloads SD-Turbo and an adapter can draw; SD 2.1 is for training."""
+    asked = []
+
+    def cached(name, cache_dir=None):
+        asked.append(name)
+
+    monkeypatch.setattr("echodistill_core.models.open.cached_folder", cached)
+    with pytest.raises(InputError, match="stabilityai/sd-turbo is not in the hub cache"):
+        open_family(ModelSources(family="sd-turbo"), with_teacher=False)
+    with pytest.raises(InputError, match="is not in the hub cache"):
+        open_family(ModelSources(family="sd-turbo"), with_teacher=True)
+    assert "sd2.1" in asked
