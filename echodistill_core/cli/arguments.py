@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..errors import InputError
 from ..models.sources import ModelSources
-from ..settings import EchoSettings, TrainSettings, nearest
+from ..settings import PRECISIONS, EchoSettings, TrainSettings, nearest
 
 # How a run computes and reports, which may change between its stages: it does not determine the result.
 COMPUTING = tuple(f.name for f in dataclasses.fields(TrainSettings) if not f.metadata["determines_result"])
@@ -61,7 +61,7 @@ def build_parser() -> Parser:
     sample.add_argument("--denoise", type=float, default=0.5, help="how much of --image is redrawn, 0 to 1")
     sample.add_argument("--any-base", action="store_true", help="allow an adapter on another checkpoint of its shapes")
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    sample.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="what the models compute in")
+    sample.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="what the models compute in")
     add_settings(sample, ModelSources)
 
     info = _command(commands, "info", "say what is in an adapter file or a run folder")

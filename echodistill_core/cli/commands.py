@@ -9,10 +9,9 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
@@ -36,6 +35,7 @@ from ..training import session
 from ..training.run import STAGES, Run, fingerprint_of, open_run
 from ..training.state import DTYPES, pick_device
 from .arguments import COMPUTING, given
+from .facts import adapter_facts, lines, run_facts
 from .progress import ProgressBar, stoppable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -111,11 +111,11 @@ def sample(options: argparse.Namespace) -> None:
 def info(options: argparse.Namespace) -> None:
     """Say what is in an adapter file or a run folder."""
     path = Path(options.path)
-    facts = _run_facts(open_run(path)) if path.is_dir() else _adapter_facts(read_adapter(path))
+    facts = run_facts(open_run(path)) if path.is_dir() else adapter_facts(read_adapter(path))
     if options.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    print("\n".join(_lines(facts)))
+    print("\n".join(lines(facts)))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -236,58 +236,6 @@ def _finished(run: Run, stage: str) -> None:
     name = run.settings.placeholder
     echo = f"echodistill echo {run.folder}, or " if stage == "distil" and not run.is_finished("echo") else ""
     _say(f'next: {echo}echodistill sample {run.folder} --prompt "a {name} {run.settings.class_noun} on the beach"')
-
-
-def _adapter_facts(adapter: Adapter) -> dict[str, Any]:
-    deltas = adapter.all_deltas()
-    norms = {n: float(d.norm()) for n, d in deltas.items()}
-    facts: dict[str, Any] = {k: _from_json(v) for k, v in adapter.metadata.items() if k != "settings"}
-    facts["weights"] = f"{len(deltas)} tensors, {sum(d.numel() for d in deltas.values())} numbers"
-    facts["largest_change"] = max(norms, key=norms.__getitem__) if norms else "none"
-    facts["token"] = f"{adapter.rows.shape[0]} row(s) of {adapter.rows.shape[1]} numbers"
-    facts["prompt_stub"] = f"photo of a {adapter.placeholder} {adapter.class_noun}"
-    facts["settings"] = _from_json(adapter.metadata.get("settings", "{}"))
-    return facts
-
-
-def _from_json(text: str) -> Any:
-    """The mapping that a text of metadata holds as JSON, or the text itself."""
-    try:
-        return json.loads(text) if text.startswith("{") else text
-    except ValueError:
-        return text
-
-
-def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Facts as aligned lines; a mapping follows its name, indented."""
-    width = max((len(name) for name in facts), default=0)
-    for name, value in facts.items():
-        if isinstance(value, Mapping) and value:
-            yield f"{indent}{name}"
-            yield from _lines(value, indent + "  ")
-        else:
-            yield f"{indent}{name:<{width}}  {_brief(value)}".rstrip()
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_brief, value))
-    return "none" if value is None or value == {} else str(value)
-
-
-def _run_facts(run: Run) -> dict[str, Any]:
-    facts = {k: run.record[k] for k in ("fingerprint", "photographs", "finished", "echo", "sources", "settings")}
-    facts["adapters"] = [
-        str(p.relative_to(run.folder))
-        for stage in STAGES
-        for p in sorted(run.path(stage).glob("*.safetensors"))
-        if p.name != "checkpoint.safetensors"
-    ]
-    return facts
 
 
 @contextmanager

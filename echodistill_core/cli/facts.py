@@ -1,0 +1,64 @@
+"""What `info` says of an adapter file or a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..adapter.file import Adapter
+from ..training.run import STAGES, Run
+
+
+def adapter_facts(adapter: Adapter) -> dict[str, Any]:
+    """What is in an adapter file, by name; JSON values."""
+    deltas = adapter.all_deltas()
+    norms = {n: float(d.norm()) for n, d in deltas.items()}
+    facts: dict[str, Any] = {k: _from_json(v) for k, v in adapter.metadata.items() if k != "settings"}
+    facts["weights"] = f"{len(deltas)} tensors, {sum(d.numel() for d in deltas.values())} numbers"
+    facts["largest_change"] = max(norms, key=norms.__getitem__) if norms else "none"
+    facts["token"] = f"{adapter.rows.shape[0]} row(s) of {adapter.rows.shape[1]} numbers"
+    facts["prompt_stub"] = f"photo of a {adapter.placeholder} {adapter.class_noun}"
+    facts["settings"] = _from_json(adapter.metadata.get("settings", "{}"))
+    return facts
+
+
+def _from_json(text: str) -> Any:
+    """The mapping that a text of metadata holds as JSON, or the text itself."""
+    try:
+        return json.loads(text) if text.startswith("{") else text
+    except ValueError:
+        return text
+
+
+def lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Facts as aligned lines; a mapping follows its name, indented."""
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{name}"
+            yield from lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name:<{width}}  {_brief(value)}".rstrip()
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_brief, value))
+    return "none" if value is None or value == {} else str(value)
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """What is in a run folder, by name; JSON values."""
+    facts = {k: run.record[k] for k in ("fingerprint", "photographs", "finished", "echo", "sources", "settings")}
+    facts["adapters"] = [
+        str(p.relative_to(run.folder))
+        for stage in STAGES
+        for p in sorted(run.path(stage).glob("*.safetensors"))
+        if p.name != "checkpoint.safetensors"
+    ]
+    return facts
