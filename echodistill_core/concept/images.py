@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .photographs import Photograph, load_photographs, to_square
+from .photographs import Photograph, to_square
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,6 @@ class ImageSet:
         digest = hashlib.sha256(f"{tuple(self.pixels.shape)}{self.captions}".encode())
         digest.update(self.pixels.contiguous().numpy().data)
         return digest.hexdigest()[:16]
-
-
-def read_images(source: str | Path | Sequence[str | Path], size: int, crop: str, limit: int = 0) -> ImageSet:
-    """Read photographs from a folder or list and make them square. Raises InputError as `load_photographs` does."""
-    return square_images(load_photographs(source, limit), size, crop)
 
 
 def square_images(photographs: Sequence[Photograph], size: int, crop: str) -> ImageSet:

@@ -114,10 +114,6 @@ class TrainState:
             if not bool(torch.isfinite(tensor).all()):
                 raise DivergedError(f"{name} is not finite after step {self.step}; lower the learning rates.")
 
-    def release(self) -> None:
-        """Give the family back as it was loaded, bit for bit."""
-        self.family.restore()
-
 
 def _token_learns_from(settings: TrainSettings) -> str:
     # The teacher's, where the token is shared and the teacher learns; otherwise no loss but the student's reaches it.

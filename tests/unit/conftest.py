@@ -27,7 +27,7 @@ import pytest
 import torch
 from PIL import Image
 
-from echodistill_core.concept.images import ImageSet, read_images
+from echodistill_core.concept.images import ImageSet, square_images
 from echodistill_core.concept.photographs import load_photographs
 from echodistill_core.models.architectures import TINY
 from echodistill_core.models.load import load_family
@@ -133,7 +133,9 @@ def draw_batch(photographs):
 
     def draw(state, step=0, images=None):
         if not isinstance(images, ImageSet):
-            images = read_images(images or photographs, state.family.architecture.resolution, "center")
+            images = square_images(
+                load_photographs(images or photographs), state.family.architecture.resolution, "center"
+            )
         source = TrainingImages(images, state.settings, state.family.latent_factor)
         return source.draw(step, state.generators["data"])
 

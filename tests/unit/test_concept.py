@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from echodistill_core.concept.augment import draw_view, inside_mask, plain_view, to_unit
-from echodistill_core.concept.images import ImageSet, read_images
+from echodistill_core.concept.images import ImageSet, square_images
+from echodistill_core.concept.photographs import load_photographs
 from echodistill_core.concept.prompts import TEMPLATES, caption, check_prompt, epoch_order, subject
 from echodistill_core.errors import InputError
 from echodistill_core.settings import TrainSettings
@@ -282,14 +283,14 @@ def test_one_of_several_placeholders_is_enough_and_none_is_asked_for_without_ada
 # --- image sets -----------------------------------------------------------------------------------
 
 
-def test_read_images_are_the_squares_of_the_photographs(photographs):
-    images = read_images(photographs, 96, "center")
+def test_training_images_are_the_squares_of_the_photographs(photographs):
+    images = square_images(load_photographs(photographs), 96, "center")
     assert images.names == ("0.png", "1.png", "2.png")
     assert len(images) == 3
     for i, pixels in enumerate(images.pixels):
         with Image.open(photographs / f"{i}.png") as picture:
             np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), np.array(picture))
-    assert read_images(photographs, 64, "squash", limit=2).pixels.shape == (2, 3, 64, 64)
+    assert square_images(load_photographs(photographs, limit=2), 64, "squash").pixels.shape == (2, 3, 64, 64)
 
 
 def test_fingerprint_is_of_pixels_and_captions_not_of_names():

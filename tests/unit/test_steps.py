@@ -12,7 +12,8 @@ from torch import nn
 from torch.func import functional_call
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from echodistill_core.concept.images import read_images
+from echodistill_core.concept.images import square_images
+from echodistill_core.concept.photographs import load_photographs
 from echodistill_core.losses.ms_swd import ms_swd
 from echodistill_core.models.architectures import TINY
 from echodistill_core.models.tiny import tiny_checkpoint
@@ -641,7 +642,7 @@ def test_two_iterations_are_those_done_by_hand(tiny_state, photographs):
     state = tiny_state(batch_size=2, seed=4)
     by_hand = ByHand(state.settings, lambda prompt: state.family.text.tokenize([prompt])[0].tolist())
     by_hand.start(state.critics)
-    images = read_images(photographs, 64, "center")
+    images = square_images(load_photographs(photographs), 64, "center")
     sources = [TrainingImages(images, TrainSettings(class_noun="dog", seed=4), 8) for _ in range(2)]
     torch.testing.assert_close(state.rows["teacher"].data, by_hand.row.data)
     start = by_hand.row.detach().clone()

@@ -11,7 +11,8 @@ import torch
 
 from echodistill_core.adapter.apply import personalised
 from echodistill_core.adapter.file import read_adapter
-from echodistill_core.concept.images import read_images
+from echodistill_core.concept.images import square_images
+from echodistill_core.concept.photographs import load_photographs
 from echodistill_core.errors import DivergedError, InputError
 from echodistill_core.models import layout
 from echodistill_core.sampling import sample
@@ -157,7 +158,7 @@ def test_release_gives_back_every_weight(tiny_family, tiny_state, draw_batch, sn
     iterate(state, draw_batch(state))
     assert changed(before, snapshot(family)) != set()
     for _ in range(2):  # twice is as good
-        state.release()
+        state.family.restore()
         assert changed(before, snapshot(family)) == set()
         assert [sorted(n for n, _ in network.named_parameters()) for network in networks] == names
         assert not any(p.requires_grad for network in networks for p in network.parameters())
@@ -171,7 +172,7 @@ def test_weights_learn_in_the_same_order_after_another_run(tiny_family, tiny_sta
     # A checkpoint tells an optimiser's moments apart by their place.
     family = tiny_family()
     names = {kind: trained_names(family.student.unet, kind) for kind in TRAINABLE}
-    tiny_state(family, trainable="lora").release()
+    tiny_state(family, trainable="lora").family.restore()
     assert {kind: trained_names(family.student.unet, kind) for kind in TRAINABLE} == names
 
 
@@ -422,7 +423,7 @@ def test_previews_are_samples_of_the_student_as_it_is(tiny_family, tiny_state, d
     iterate(state, draw_batch(state))
     seen, adapter = preview(state), adapters_of(state, "distil", 1)["student"]
     many = one_step_images(state, ["a <new1> dog", "photo"], 3, 64)
-    state.release()
+    state.family.restore()
     plain = replace(family, text=tiny_family().text)
     with personalised(plain, [adapter]) as model:
         expected = sample(model, ["photo of a <new1> dog"] * 4, seed=state.settings.seed)
@@ -515,7 +516,7 @@ def test_weights_that_are_not_finite_are_never_saved(train_tiny, tmp_path, monke
 def test_one_photograph_only(train_tiny, photographs, tmp_path):
     run = train_tiny(tmp_path / "run", max_photographs=1)
     assert run.record["photographs"] == ["0.png"]
-    images = read_images([photographs / "0.png"], 64, "center")
+    images = square_images(load_photographs([photographs / "0.png"]), 64, "center")
     assert torch.equal(run.photographs().pixels, images.pixels)
     # And it is the run of a folder with that photograph alone.
     alone = train_tiny(tmp_path / "alone", photographs=[photographs / "0.png"], max_photographs=1)
