@@ -102,6 +102,12 @@ class TrainSettings:
     student_reconstruction_weight: float = setting(
         0.0, "Eq. 1 applied to the one-step student: the baselines' whole loss, no part of EchoDistill", low=0.0
     )
+    prior_weight: float = setting(
+        0.0, "Eq. 1 on images of the class, beside Eq. 1 on the photographs (DreamBooth's prior preservation)", low=0.0
+    )
+    prior_images: int = setting(
+        100, "images of the class that a model makes of itself, once, where prior_weight is on", unit="images", low=1
+    )
     alignment_weight: float = setting(
         1.0, "Eq. 5: the student follows the teacher; 0 with teacher_weight 0 is 'no teacher'", low=0.0
     )
@@ -175,6 +181,14 @@ class TrainSettings:
         return self.teacher_weight > 0
 
     @property
+    def prior_roles(self) -> tuple[str, ...]:
+        """The roles that learn by reconstruction with prior preservation. A token alone is in no caption of a class."""
+        if self.prior_weight == 0 or self.trainable == "token":
+            return ()
+        weights = {"teacher": self.teacher_weight, "student": self.student_reconstruction_weight}
+        return tuple(role for role, weight in weights.items() if weight > 0)
+
+    @property
     def generates(self) -> bool:
         """Whether an iteration needs an image from the student."""
         return self.aligns or bool(self.critic_weights)
@@ -244,17 +258,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def from_options(cls: type[T], options: Mapping[str, Any]) -> T:
-    """Build a settings dataclass from explicit options over its preset over its defaults.
+def from_options(cls: type[T], options: Mapping[str, Any], recommended: Mapping[str, Any] | None = None) -> T:
+    """Build a settings dataclass: explicit options over its preset over what is recommended over its defaults.
 
+    recommended: values for the models at hand (models.sources.settings_for). A preset names a few differences on
+        purpose and so wins over them; where it says nothing, they hold.
     Raises InputError for a name that is no setting, suggesting the nearest, and for values that do not fit.
     """
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for name in options:
+    for name in (*options, *(recommended or {})):
         if name not in known:
             raise InputError(f"there is no setting {name!r}{nearest(name, known)}.")
     preset = PRESETS.get(str(options.get("preset", "paper")), {}) if "preset" in known else {}
-    return cls(**{**preset, **options})
+    return cls(**{**(recommended or {}), **preset, **options})
 
 
 def determining(settings: Any) -> dict[str, Any]:

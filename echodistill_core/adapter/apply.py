@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -57,7 +57,7 @@ def personalised(
         raise InputError("the teacher was asked for but not loaded; give its checkpoint.")
     placeholders: dict[str, str] = {}
     for adapter in adapters:
-        _check_fit(adapter, family, denoiser, role, any_base)
+        check_fit(adapter, family, denoiser, role, any_base=any_base)
         if adapter.placeholder in placeholders:
             raise InputError(
                 f"two adapters share the placeholder {adapter.placeholder}; train one of them with another placeholder."
@@ -67,12 +67,7 @@ def personalised(
     weights, loaded = denoiser.unet.state_dict(), family.loaded[role]
     changed: dict[str, Tensor] = {}
     for adapter, strength in zip(adapters, strengths, strict=True):
-        for name, delta in adapter.unet_deltas(family.architecture, weights).items():
-            if delta.shape != weights[name].shape:
-                raise InputError(
-                    f"{adapter.origin}: {name} has shape {tuple(delta.shape)}; this model has "
-                    f"{tuple(weights[name].shape)}. It was trained on another base model."
-                )
+        for name, delta in fitting_deltas(adapter, family, weights).items():
             if strength != 0:
                 # From the weights as loaded: differences can be finer than the precision that the model was cast to.
                 start = changed.get(name, loaded[name].float())
@@ -94,7 +89,31 @@ def _rows(encoder: TextEncoder, adapter: Adapter, strength: float) -> Tensor:
     return torch.lerp(start, adapter.rows.to(start), strength)
 
 
-def _check_fit(adapter: Adapter, family: Family, denoiser: Denoiser, role: str, any_base: bool) -> None:
+def fitting_deltas(adapter: Adapter, family: Family, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapter's differences by the names of `weights`, a UNet's state dictionary.
+
+    Raises InputError where one has no place there or another shape.
+    """
+    deltas = adapter.unet_deltas(family.architecture, weights)
+    for name, delta in deltas.items():
+        if delta.shape != weights[name].shape:
+            raise InputError(
+                f"{adapter.origin}: {name} has shape {tuple(delta.shape)}; this model has "
+                f"{tuple(weights[name].shape)}. It was trained on another base model."
+            )
+    return deltas
+
+
+def check_fit(
+    adapter: Adapter,
+    family: Family,
+    denoiser: Denoiser,
+    role: str,
+    *,
+    any_base: bool = False,
+    remedy: str = "load that one, or allow it with --any-base",
+) -> None:
+    """Raise InputError unless the adapter is for this role, this width of text and, without any_base, these weights."""
     meta = adapter.metadata
     if adapter.role != role:
         raise InputError(
@@ -114,7 +133,7 @@ def _check_fit(adapter: Adapter, family: Family, denoiser: Denoiser, role: str, 
         if meta[key] != found:
             raise InputError(
                 f"{adapter.origin} was trained on another base model ({meta.get('base_model', 'unknown')}, fingerprint "
-                f"{meta[key]}) than this {what} (fingerprint {found}); load that one, or allow it with --any-base."
+                f"{meta[key]}) than this {what} (fingerprint {found}); {remedy}."
             )
 
 

@@ -1,4 +1,4 @@
-"""The command line: train, echo, sample, info, export, download."""
+"""The command line: demo, bench, train, echo, sample, info, export, download."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     goes_on = False
     try:
         options = parse(build_parser(), arguments)
-        goes_on = options.command in ("train", "echo")
+        goes_on = options.command in ("demo", "bench", "train", "echo")
         return run(options)
     except EchoDistillError as error:
         print(f"echodistill: {error}", file=sys.stderr)
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Carry out parsed options. The commands' imports take seconds, so --help and mistakes do not wait for them."""
+    if options.command == "demo":
+        print("starting", file=sys.stderr)  # or a newcomer would wonder for those seconds
+
     import torch
 
     from . import commands

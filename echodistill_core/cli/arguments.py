@@ -10,12 +10,17 @@ from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..demo.settings import DemoSettings
 from ..errors import InputError
 from ..models.sources import ModelSources
 from ..settings import PRECISIONS, EchoSettings, TrainSettings, nearest
 
 # How a run computes and reports, which may change between its stages: it does not determine the result.
 COMPUTING = tuple(f.name for f in dataclasses.fields(TrainSettings) if not f.metadata["determines_result"])
+
+WHAT_WINS = (
+    "A flag wins over --preset, that over what the family recommends for its networks, and that over the default shown."
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,13 +37,30 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"echodistill {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
 
-    train = _command(commands, "train", "learn a concept from photographs: the distillation stage")
+    demo = _command(commands, "demo", "see it work: learn one thing with the small models that come along, in minutes")
+    demo.add_argument(
+        "--photos", nargs="+", default=[], metavar="PATH", help="learn these instead: a folder, or image files"
+    )
+    demo.add_argument(
+        "--out", default="", metavar="DIR", help="run folder, which the page lies in (default: runs/demo)"
+    )
+    add_settings(demo, DemoSettings)
+
+    train = _command(commands, "train", "learn a concept from photographs: the distillation stage", WHAT_WINS)
     train.add_argument("--photos", required=True, nargs="+", metavar="PATH", help="a folder, or image files")
     train.add_argument("--out", default="", metavar="DIR", help="run folder; the default is named after the concept")
+    train.add_argument(
+        "--start-from",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="run folder or adapter files that the models of their roles begin from; with --teacher-weight 0 that "
+        "teacher and its token stay as they are (teacher-first)",
+    )
     add_settings(train, TrainSettings)
     add_settings(train, ModelSources)
 
-    echo = _command(commands, "echo", "let the student's own samples teach both models: the echoing stage")
+    echo = _command(commands, "echo", "let the student's own samples teach both models: the echoing stage", WHAT_WINS)
     echo.add_argument("run", metavar="RUN", help="run folder of a finished train")
     add_settings(echo, EchoSettings)
     add_settings(echo, TrainSettings, only=COMPUTING)
@@ -55,7 +77,9 @@ def build_parser() -> Parser:
     sample.add_argument("--seed", type=int, default=0, help="of the first picture; each next one adds 1")
     sample.add_argument("--width", type=int, default=0, help="pixels, a multiple of 8; 0 is the family's own")
     sample.add_argument("--height", type=int, default=0, help="pixels, a multiple of 8; 0 is the family's own")
-    sample.add_argument("--guidance", type=float, default=0.0, help="0: none for the student, 7.5 for the teacher")
+    sample.add_argument(
+        "--guidance", type=float, default=0.0, help="0: none for the student, the family's for the teacher"
+    )
     sample.add_argument("--strength", type=float, nargs="+", default=[], help="of each adapter; 0 is the base model")
     sample.add_argument("--image", default="", metavar="FILE", help="picture to begin from")
     sample.add_argument("--denoise", type=float, default=0.5, help="how much of --image is redrawn, 0 to 1")
@@ -79,6 +103,17 @@ def build_parser() -> Parser:
     export.add_argument("--role", choices=("student", "teacher"), default="student", help="which model's adapter")
     export.add_argument("--any-base", action="store_true", help="allow an adapter on another checkpoint of its shapes")
     add_settings(export, ModelSources)
+
+    bench = _command(commands, "bench", "train and judge the method, its baselines and ablations, and write a report")
+    bench.add_argument("--suite", choices=("miniature",), default="miniature", help="what is measured")
+    bench.add_argument("--quick", action="store_true", help="a few iterations of a few methods, to see that it runs")
+    bench.add_argument(
+        "--out", default="", metavar="DIR", help="folder of results and report; runs/bench or bench-quick"
+    )
+    bench.add_argument("--trainings", nargs="+", default=[], metavar="NAME", help="some trainings only, by name")
+    bench.add_argument("--seeds", type=int, default=0, metavar="N", help="training seeds; 0 is the suite's own number")
+    bench.add_argument("--development", action="store_true", help="on the concepts that settings are chosen with")
+    bench.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one a core")
 
     download = _command(commands, "download", "get checkpoints and backbones from the hub, after showing what they are")
     download.add_argument(
@@ -122,8 +157,8 @@ def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name in names}
 
 
-def _command(commands: Any, name: str, text: str) -> Parser:
-    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+def _command(commands: Any, name: str, text: str, epilog: str = "") -> Parser:
+    parser = commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
     assert isinstance(parser, Parser)
     return parser
 

@@ -6,12 +6,15 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+import webbrowser
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
@@ -27,48 +30,77 @@ from ..concept.prompts import check_prompt
 from ..errors import InputError
 from ..models.family import Family
 from ..models.open import open_family
-from ..models.sources import FAMILIES, ModelSources
+from ..models.sources import FAMILIES, ModelSources, settings_for
 from ..reporting import RunPictures, save_picture, to_pictures
 from ..sampling import sample as sample_images
 from ..settings import EchoSettings, TrainSettings, determining, from_options
 from ..training import session
 from ..training.run import STAGES, Run, fingerprint_of, open_run
-from ..training.state import DTYPES, pick_device
+from ..training.start import start_files
+from ..training.state import DTYPES, needs_teacher, pick_device
 from .arguments import COMPUTING, given
 from .facts import adapter_facts, lines, run_facts
-from .progress import ProgressBar, stoppable
+from .progress import ProgressBar, has_display, stoppable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
+def demo(options: argparse.Namespace) -> None:
+    """Learn one thing with the embedded family and show on a page what came of it."""
+    from ..demo.demo import check_folder, learn
+    from ..demo.lesson import choose
+    from ..demo.settings import DemoSettings
+
+    settings = from_options(DemoSettings, given(options, DemoSettings))
+    pick_device(settings.device)
+    with _shown_warnings():
+        lesson = choose(settings, options.photos)
+    plain = not lesson.photos and determining(settings) == determining(DemoSettings())
+    name = "demo" if plain else f"demo-{_name(lesson.class_noun, determining(settings), lesson.photographs)}"
+    folder = Path(options.out) if options.out else Path("runs") / name
+    check_folder(folder)
+    _say(f"{lesson.title}: {len(lesson.photographs)} photographs -> {folder}")
+    bar = ProgressBar()
+
+    def tell(text: str) -> None:
+        bar.close()
+        _say(text)
+
+    with _shown_warnings(), stoppable([bar]) as listen:
+        page = learn(lesson, settings, folder, listen, tell)
+    if settings.open and sys.stdout.isatty() and has_display():
+        webbrowser.open(page.resolve().as_uri())
+    _say(f"done: open {page} in a browser")
+
+
 def train(options: argparse.Namespace) -> None:
     """Learn a concept from photographs."""
-    settings = from_options(TrainSettings, given(options, TrainSettings))
     sources = from_options(ModelSources, given(options, ModelSources)).absolute()
+    settings = settings_for(TrainSettings, given(options, TrainSettings), sources)
     session.check_concept(settings)
     pick_device(settings.device)
+    start = start_files(options.start_from)
     with _shown_warnings():
         paths = options.photos if len(options.photos) > 1 else options.photos[0]
         photographs = load_photographs(paths, settings.max_photographs)
-        needs_teacher = settings.teaches or settings.aligns
-        family = _family(sources, with_teacher=needs_teacher)
-    folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs)
+        family = _family(sources, with_teacher=needs_teacher(settings, start))
+    folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs, start)
     noun = settings.class_noun
     _say(f"{noun}: {len(photographs)} photograph{'s' if len(photographs) > 1 else ''} -> {folder}")
     with stoppable([ProgressBar(), RunPictures(folder)]) as listen:
-        run = session.train(photographs, family, settings, sources, folder, listen)
+        run = session.train(photographs, family, settings, sources, folder, listen, start)
     _finished(run, "distil")
 
 
 def echo(options: argparse.Namespace) -> None:
     """Let the student's own samples teach both models."""
     run = open_run(options.run)
-    settings = from_options(EchoSettings, given(options, EchoSettings))
+    settings = settings_for(EchoSettings, given(options, EchoSettings), run.sources)
     own = given(options, TrainSettings)
     run.record["settings"].update({name: own[name] for name in COMPUTING if name in own})
     distil = run.settings
     with _shown_warnings():
-        family = _family(run.sources, with_teacher=distil.teaches or distil.aligns)
+        family = _family(run.sources, with_teacher=needs_teacher(distil, run.start_files()))
     with stoppable([ProgressBar(), RunPictures(run.folder)]) as listen:
         run = session.echo(run, family, settings, listen)
     _finished(run, "echo")
@@ -96,7 +128,7 @@ def sample(options: argparse.Namespace) -> None:
             steps=options.steps or (25 if teacher else 1),
             height=options.height,
             width=options.width,
-            guidance=options.guidance or (TrainSettings().guidance_scale if teacher else 1.0),
+            guidance=options.guidance or (settings_for(TrainSettings, {}, sources).guidance_scale if teacher else 1.0),
             image=start,
             strength=options.denoise if options.image else 1.0,
         )
@@ -139,6 +171,21 @@ def export(options: argparse.Namespace) -> None:
     worst = max(errors.values(), default=0.0)
     _say(f"{out}: {len(errors)} matrices at rank {options.rank}, worst relative error {worst:.3g}")
     _say(f"{token_path(out)}: the token {adapters[0].placeholder}, for load_textual_inversion")
+
+
+def bench(options: argparse.Namespace) -> None:
+    """Run a suite of the bench, or what is missing of it."""
+    from ..evaluation import suites
+
+    suite = suites.QUICK if options.quick else suites.MINIATURE
+    if options.seeds < 0 or options.workers < 0:
+        raise InputError("seeds and workers are counts; expected 0 or more of each.")
+    suite = suites.chosen(suite, trainings=options.trainings, seeds=options.seeds, development=options.development)
+    folder = Path(options.out or ("runs/bench-quick" if options.quick else "runs/bench"))
+    command = " ".join(["echodistill", *sys.argv[1:]])
+    workers = options.workers or os.cpu_count() or 1
+    for path in suites.bench(folder, suite, workers=workers, command=command, say=_say):
+        _say(f"{path}")
 
 
 def download(options: argparse.Namespace) -> None:
@@ -219,12 +266,20 @@ def _family(sources: ModelSources, *, with_teacher: bool) -> Family:
     return family
 
 
-def _default_folder(settings: TrainSettings, sources: ModelSources, photographs: Sequence[Photograph]) -> Path:
+def _default_folder(
+    settings: TrainSettings, sources: ModelSources, photographs: Sequence[Photograph], start: Mapping[str, Path]
+) -> Path:
     """runs/<noun>-<fingerprint>: the same command finds the same run again."""
+    begun = {f"start_{role}": hashlib.sha256(path.read_bytes()).hexdigest() for role, path in start.items()}
+    identity = {**determining(settings), **dataclasses.asdict(sources), **begun}
+    return Path("runs") / _name(settings.class_noun, identity, photographs)
+
+
+def _name(class_noun: str, identity: Mapping[str, Any], photographs: Sequence[Photograph]) -> str:
+    """<noun>-<fingerprint> of an identity and the photographs' contents."""
     contents = [hashlib.sha256(p.image.tobytes()).hexdigest() for p in photographs]
-    key = fingerprint_of({**determining(settings), **dataclasses.asdict(sources), "photographs": contents})
-    noun = re.sub(r"\W+", "-", settings.class_noun).strip("-")
-    return Path("runs") / f"{noun}-{key[:8]}"
+    noun = re.sub(r"\W+", "-", class_noun).strip("-")
+    return f"{noun}-{fingerprint_of({**identity, 'photographs': contents})[:8]}"
 
 
 def _finished(run: Run, stage: str) -> None:

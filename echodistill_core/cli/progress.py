@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ class ProgressBar:
         if isinstance(event, StepDone):
             self._advance(event.stage, event.step, event.iterations, " it")
         elif isinstance(event, PoolProgress):
-            self._advance("pool", event.done, event.size, " images")
+            self._advance(event.name, event.done, event.size, " images")
         elif isinstance(event, LossesLogged) and self.bar is not None and event.rows:
             last = event.rows[-1]
             self.bar.set_postfix({n: f"{last[n]:.3g}" for n in SHOWN if n in last}, refresh=False)
@@ -76,3 +77,10 @@ def stoppable(listeners: list[Listener]) -> Iterator[Listener]:
         for listener in listeners:
             if isinstance(listener, ProgressBar):
                 listener.close()
+
+
+def has_display() -> bool:
+    """Whether a browser's window could appear here: not in a remote shell, nor on a server."""
+    if sys.platform in ("win32", "darwin"):
+        return "SSH_CONNECTION" not in os.environ
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -148,7 +148,43 @@ TINY = Architecture(
     scheduler=STABLE_DIFFUSION_NOISE,
 )
 
-ARCHITECTURES = (SD2, SD1, TINY)
+# The embedded family: SD 2.x in small once more, large enough to learn a world of 64 x 64 pictures.
+MINIATURE = Architecture(
+    name="miniature",
+    unet={
+        "sample_size": 8,
+        "in_channels": 8,
+        "out_channels": 8,
+        "block_out_channels": (96, 96),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": (3, 3),
+        "cross_attention_dim": 48,
+        "use_linear_projection": True,
+    },
+    text_encoder={
+        **_TEXT,
+        "hidden_size": 48,
+        "intermediate_size": 192,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "hidden_act": "gelu",
+        "projection_dim": 48,
+    },
+    vae={
+        **_VAE,
+        "latent_channels": 8,
+        "block_out_channels": (32, 32, 64, 96),
+        "layers_per_block": 1,
+        "sample_size": 64,
+    },
+    resolution=64,
+    pad_with_end=False,
+    scheduler=STABLE_DIFFUSION_NOISE,
+)
+
+ARCHITECTURES = (SD2, SD1, TINY, MINIATURE)
 
 
 def match(unet_shapes: Shapes, origin: str) -> Architecture:

@@ -26,6 +26,8 @@ Source = str | Path | Mapping[str, Any]
 # checkpoint is above, the 512-base and Turbo ones below. ComfyUI decides by the same tensor and number.
 V_PREDICTION_TENSOR = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 V_PREDICTION_DEVIATION = 0.09
+# Stable Diffusion's and the embedded family's; 9 would be an inpainting UNet.
+LATENT_CHANNELS = (4, 8)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def read_checkpoint(
     return checkpoint
 
 
-def _schedule(scheduler: Mapping[str, Any], prediction: str) -> NoiseSchedule:
+def schedule_of(scheduler: Mapping[str, Any], prediction: str) -> NoiseSchedule:
+    """The noise schedule of a diffusers scheduler's configuration, under which a UNet predicts `prediction`."""
     return NoiseSchedule(DDPMScheduler.from_config(dict(scheduler)).alphas_cumprod, prediction)
 
 
@@ -119,7 +122,7 @@ def _from_original(tensors: StateDict, architecture: Architecture | None, origin
         unet=unet,
         text_encoder=layout.text_from_original(tensors, architecture),
         vae=layout.from_original(tensors, vae_map, layout.VAE_PREFIX),
-        schedule=_schedule(architecture.scheduler, _guess_prediction(unet, architecture)),
+        schedule=schedule_of(architecture.scheduler, _guess_prediction(unet, architecture)),
     )
 
 
@@ -141,7 +144,7 @@ def _from_parts(parts: Mapping[str, Any], architecture: Architecture | None, ori
         unet=unet,
         text_encoder=_clean_text(dict(parts.get("text_encoder") or {}), architecture),
         vae=vae,
-        schedule=_schedule(architecture.scheduler, _guess_prediction(unet, architecture)),
+        schedule=schedule_of(architecture.scheduler, _guess_prediction(unet, architecture)),
     )
 
 
@@ -224,7 +227,11 @@ def _from_folder(folder: Path) -> Checkpoint:
     unet_config = _read_config(folder / "unet" / "config.json")
     unet = weights_in(folder / "unet")
     kind = unet_config.get("_class_name", "UNet2DConditionModel")
-    if kind != "UNet2DConditionModel" or unet_config.get("addition_embed_type") or unet_config.get("in_channels") != 4:
+    if (
+        kind != "UNet2DConditionModel"
+        or unet_config.get("addition_embed_type")
+        or unet_config.get("in_channels") not in LATENT_CHANNELS
+    ):
         raise InputError(
             f"{folder} is no SD 1.x or SD 2.x checkpoint: it looks like "
             f"{looks_like(shapes_of(unet))} ({kind}); expected Stable Diffusion 1.5, 2.1 or Turbo (not SDXL)."
@@ -252,7 +259,7 @@ def _from_folder(folder: Path) -> Checkpoint:
         unet=unet,
         text_encoder=_clean_text(weights_in(folder / "text_encoder"), architecture) if has_text else {},
         vae=_modern_vae(weights_in(folder / "vae")) if has_vae else {},
-        schedule=_schedule(scheduler, scheduler.get("prediction_type", "epsilon")),
+        schedule=schedule_of(scheduler, scheduler.get("prediction_type", "epsilon")),
         tokenizer=tokenizer,
     )
 

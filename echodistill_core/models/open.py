@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..settings import nearest
 from .checkpoint import Source
+from .embedded import embedded_folder
 from .family import Family
 from .hub import HUB, cached_file, cached_folder
 from .load import load_family
@@ -60,6 +61,8 @@ def _locate(own: str, role: str, named: NamedFamily) -> Source:
                 f"checkpoint {own!r} does not exist; expected a diffusers folder, a .safetensors file, or one of "
                 f"{', '.join(HUB)}{nearest(own, HUB)}."
             )
+    if default == "miniature":
+        return embedded_folder(role)
     if default not in HUB:
         return tiny_checkpoint(role)
     folder = cached_folder(default)
@@ -80,4 +83,6 @@ def _licence(own: str, default: str) -> str:
     if own and own not in HUB:
         usual = f"; {HUB[default].licence} if it is {HUB[default].repo}" if default in HUB else ""
         return f"that of the checkpoint {Path(own).name}{usual}"
+    if default == "miniature":
+        return "MIT"
     return HUB[own or default].licence if (own or default) in HUB else "MIT (random weights)"

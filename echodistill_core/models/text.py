@@ -20,7 +20,7 @@ _PLACEHOLDER = re.compile(r"[^\s():,|\\/\"']+")
 
 
 @lru_cache(maxsize=1)
-def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """CLIP's byte-pair vocabulary and merges, read from the file that open_clip's package carries."""
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
 
@@ -38,7 +38,7 @@ def clip_tokenizer(pad_with_end: bool) -> CLIPTokenizer:
 
     pad_with_end: pad with the end token as SD 1.x does; otherwise with token 0, "!", as SD 2.x does.
     """
-    vocabulary, merges = _clip_vocabulary()
+    vocabulary, merges = clip_vocabulary()
     end = "<|endoftext|>"
     tokenizer = CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), pad_token=end, model_max_length=77)
     if not pad_with_end:
@@ -177,7 +177,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises whatever its parsers do
         raise InputError(f"{folder} holds no CLIP tokenizer ({error}); download the checkpoint again.") from error
-    words, known = tokenizer.get_vocab(), _clip_vocabulary()[0]
+    words, known = tokenizer.get_vocab(), clip_vocabulary()[0]
     if len(words) < len(known):
         raise InputError(
             f"{folder} holds a vocabulary of {len(words)} words; expected CLIP's {len(known)} in "

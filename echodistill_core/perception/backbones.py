@@ -21,11 +21,13 @@ from transformers import (
     ViTModel,
 )
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP: Statistics = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-def _cls_token(model: nn.Module, x: Tensor) -> Tensor:
+def vit_features(model: nn.Module, x: Tensor) -> Tensor:
+    """The class token's output (B, d)."""
     return model(x).last_hidden_state[:, 0]
 
 
@@ -38,7 +40,8 @@ def _clip_image_features(model: nn.Module, x: Tensor) -> Tensor:
     return model.visual_projection(pooled)  # type: ignore[operator]
 
 
-def _vit(config: ViTConfig) -> ViTModel:
+def vit(config: ViTConfig) -> ViTModel:
+    """A ViT as DINO uses it: the class token's output is the feature, without a pooling layer."""
     return ViTModel(config, add_pooling_layer=False)
 
 
@@ -87,12 +90,12 @@ SPECS: dict[str, Spec] = {
             "DINO v1 ViT-S/16",
             224,
             IMAGENET,
-            _vit,
+            vit,
             ViTConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536),
-            _cls_token,
+            vit_features,
         ),
-        _spec("dinov2", "DINO v2 ViT-L/14", 518, IMAGENET, Dinov2Model, _dinov2(1024, 24, 16), _cls_token),
-        _spec("dinov2-small", "DINO v2 ViT-S/14", 224, IMAGENET, Dinov2Model, _dinov2(384, 12, 6), _cls_token),
+        _spec("dinov2", "DINO v2 ViT-L/14", 518, IMAGENET, Dinov2Model, _dinov2(1024, 24, 16), vit_features),
+        _spec("dinov2-small", "DINO v2 ViT-S/14", 224, IMAGENET, Dinov2Model, _dinov2(384, 12, 6), vit_features),
         _spec(
             "clip",
             "CLIP ViT-H/14 with IP-Adapter's projector",
@@ -155,9 +158,11 @@ _TINY_VIT: dict[str, Any] = {
 TINY_SPECS: dict[str, Spec] = {
     spec.name: spec
     for spec in (
-        _spec("dino", "tiny random ViT", 32, IMAGENET, _vit, ViTConfig(**_TINY_VIT, intermediate_size=64), _cls_token),
-        _spec("dinov2", "tiny random DINO v2", 32, IMAGENET, Dinov2Model, Dinov2Config(**_TINY_VIT), _cls_token),
-        _spec("dinov2-small", "tiny random DINO v2", 32, IMAGENET, Dinov2Model, Dinov2Config(**_TINY_VIT), _cls_token),
+        _spec("dino", "tiny random ViT", 32, IMAGENET, vit, ViTConfig(**_TINY_VIT, intermediate_size=64), vit_features),
+        _spec("dinov2", "tiny random DINO v2", 32, IMAGENET, Dinov2Model, Dinov2Config(**_TINY_VIT), vit_features),
+        _spec(
+            "dinov2-small", "tiny random DINO v2", 32, IMAGENET, Dinov2Model, Dinov2Config(**_TINY_VIT), vit_features
+        ),
         _spec(
             "clip",
             "tiny random CLIP with projector",
@@ -167,6 +172,49 @@ TINY_SPECS: dict[str, Spec] = {
             CLIPVisionConfig(**_TINY_VIT, intermediate_size=64, projection_dim=32, hidden_act="gelu"),
             _image_embedding,
             projector={"image_embed_dim": 32, "cross_attention_dim": 16, "num_image_text_embeds": 4},
+        ),
+    )
+}
+
+# The embedded family's, for pictures of 64 x 64 pixels.
+_MINIATURE_VIT: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+    "image_size": 64,
+}
+MINIATURE_SPECS: dict[str, Spec] = {
+    spec.name: spec
+    for spec in (
+        _spec(
+            "dino",
+            "the miniature's DINO v1",
+            64,
+            IMAGENET,
+            vit,
+            ViTConfig(**_MINIATURE_VIT, num_hidden_layers=4, intermediate_size=256),
+            vit_features,
+        ),
+        _spec(
+            "dinov2",
+            "the miniature's DINO v2",
+            64,
+            IMAGENET,
+            Dinov2Model,
+            Dinov2Config(**_MINIATURE_VIT, num_hidden_layers=4),
+            vit_features,
+        ),
+        _spec(
+            "clip",
+            "the miniature's CLIP with projector",
+            64,
+            CLIP,
+            CLIPVisionModelWithProjection,
+            CLIPVisionConfig(
+                **_MINIATURE_VIT, num_hidden_layers=3, intermediate_size=256, projection_dim=64, hidden_act="gelu"
+            ),
+            _image_embedding,
+            projector={"image_embed_dim": 64, "cross_attention_dim": 32, "num_image_text_embeds": 4},
         ),
     )
 }
@@ -211,14 +259,26 @@ class Backbone(nn.Module):
         return features.unflatten(1, (count, -1))
 
 
-def prepare(x: Tensor, spec: Spec, normalise: bool) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] at the backbone's size, and with `normalise` at its mean and deviation.
+def new_backbone(spec: Spec) -> Backbone:
+    """A backbone with the first weights that its networks draw from torch's global generator."""
+    projector = None if spec.projector is None else ImageProjection(**spec.projector)
+    return Backbone(spec, spec.build(spec.config), projector)
 
-    Resized bicubically with antialiasing, as the backbones' own evaluation pipelines do.
-    """
-    if x.shape[-2:] != (spec.size, spec.size):
-        x = F.interpolate(x, size=(spec.size, spec.size), mode="bicubic", antialias=True, align_corners=False)
-    if not normalise:
+
+def prepare(x: Tensor, spec: Spec, normalise: bool) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] at the backbone's size, and with `normalise` at its mean and deviation."""
+    return normalised(x, spec.size, (spec.mean, spec.std)) if normalise else resized(x, spec.size)
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """Images (B, 3, H, W) as (B, 3, size, size): bicubic with antialiasing, as the backbones' own pipelines do."""
+    if x.shape[-2:] == (size, size):
         return x
-    mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).reshape(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+
+
+def normalised(x: Tensor, size: int, statistics: Statistics) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] at this size, less the mean and over the deviation of images in [0, 1]."""
+    x = resized(x, size)
+    mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).reshape(1, 3, 1, 1) for v in statistics)
     return ((x + 1) / 2 - mean) / std

@@ -14,10 +14,11 @@ from transformers import ViTModel
 
 from ..errors import InputError
 from ..models.checkpoint import weights_in
+from ..models.embedded import embedded_folder
 from ..models.hub import cached_folder
 from ..models.tiny import random_weights
 from ..tensorfile import read_tensors
-from .backbones import SPECS, TINY_SPECS, Backbone, Spec
+from .backbones import MINIATURE_SPECS, SPECS, TINY_SPECS, Backbone, Spec
 
 # IP-Adapter's own names of its image projector, and diffusers'.
 _PROJECTOR_NAMES = {
@@ -33,11 +34,17 @@ def load_backbones(wanted: Mapping[str, str], source: str = "") -> dict[str, Bac
     """Load several backbones, frozen, on the CPU in the files' precision.
 
     wanted: role -> name in SPECS, as training.state.needed_backbones returns it. The result has the same roles.
-    source: "tiny" for small random ones; a folder with one subfolder or file for each name; or "" for the hub cache.
+    source: "tiny" for small random ones; "miniature" for the embedded ones; a folder with one subfolder or file for
+        each name; or "" for the hub cache.
     Raises InputError naming everything that is missing at once and the command that gets it.
     """
     if source == "tiny":
         return {role: tiny_backbone(name) for role, name in wanted.items()}
+    if source == "miniature":
+        # One DINO v2 stands for both of its sizes there.
+        names = {role: name.removesuffix("-small") for role, name in wanted.items()}
+        folder = embedded_folder("backbones")
+        return {role: load_backbone(name, folder / name, specs=MINIATURE_SPECS) for role, name in names.items()}
     places: dict[str, Path] = {}
     missing = []
     for name in wanted.values():
@@ -55,13 +62,16 @@ def load_backbones(wanted: Mapping[str, str], source: str = "") -> dict[str, Bac
     return {role: load_backbone(name, places[name]) for role, name in wanted.items()}
 
 
-def load_backbone(name: str, place: Path, projector: Path | None = None) -> Backbone:
+def load_backbone(
+    name: str, place: Path, projector: Path | None = None, *, specs: Mapping[str, Spec] | None = None
+) -> Backbone:
     """One backbone from a folder in transformers' format or a single safetensors file with its tensors.
 
     projector: IP-Adapter's file for a backbone that has one; otherwise looked for in the folder.
+    specs: the table that `name` stands in; None for the published backbones'.
     Raises InputError where tensors are missing or of other shapes.
     """
-    spec = SPECS[name]
+    spec = (SPECS if specs is None else specs)[name]
     encoder_place = place
     if spec.projector is not None and place.is_dir():
         projector = projector or next(iter(sorted(place.rglob("ip-adapter_sd15.safetensors"))), None)

@@ -47,10 +47,11 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class PoolProgress:
-    """The echoing stage's pool has so many of its images."""
+    """A pool has so many of its images. name: "pool" is the echoing stage's, "class images" are the prior's."""
 
     done: int
     size: int
+    name: str = "pool"
 
 
 Event = StepDone | LossesLogged | PreviewReady | CheckpointSaved | PoolProgress

@@ -8,6 +8,8 @@ distil/, echo/              a folder for each stage:
     teacher.safetensors
     log.jsonl, losses.png, samples/step_000100.png
 echo/pool/                  the images that the student made for the echoing stage
+prior/student/, teacher/    where prior_weight is on, the images of the class that each made before it learned
+start/student.safetensors   where the run began from adapters, those (and teacher.safetensors)
 """
 
 from __future__ import annotations
@@ -20,31 +22,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
 from .. import __version__
 from ..concept.images import ImageSet
 from ..errors import InputError
-from ..files import append_line, remove_leftovers, replacing, write_json, write_text
+from ..files import append_line, remove_leftovers, write_bytes, write_json, write_text
 from ..models.family import Family
 from ..models.sources import ModelSources
 from ..settings import EchoSettings, TrainSettings, determining, from_options
+from .pngs import read_pngs, write_png
 
 FORMAT_VERSION = 1
 STAGES = ("distil", "echo")
 RECORD = ("fingerprint", "identity", "settings", "sources", "photographs", "echo", "finished")
 
 
-def run_identity(settings: TrainSettings, images: ImageSet, family: Family) -> dict[str, Any]:
-    """What determines the result of the distillation stage, as JSON values by name."""
+def run_identity(
+    settings: TrainSettings, images: ImageSet, family: Family, start: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
+    """What determines the result of the distillation stage, as JSON values by name.
+
+    start: the adapter files that roles begin from; their content counts, not their names.
+    """
     return {
         **determining(settings),
         "resolution": images.pixels.shape[-1],
         "photographs": images.fingerprint,
         **family_identity(family),
+        **{f"start_{role}": _file_fingerprint(path) for role, path in (start or {}).items()},
     }
 
 
@@ -73,8 +77,8 @@ class Run:
 
     @property
     def settings(self) -> TrainSettings:
-        """The settings of its distillation stage."""
-        return from_options(TrainSettings, self.record["settings"])
+        """The settings of its distillation stage: all as they are recorded, whatever presets and families say today."""
+        return from_options(TrainSettings, {**dataclasses.asdict(TrainSettings()), **self.record["settings"]})
 
     @property
     def sources(self) -> ModelSources:
@@ -166,6 +170,16 @@ class Run:
         if self.path(stage, "log.jsonl").is_file():
             write_text(self.path(stage, "log.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
 
+    def start_files(self) -> dict[str, Path]:
+        """The adapter files that its roles began from, by role. Raises InputError where one was changed or removed."""
+        identity = self.record["identity"]
+        roles = [role for role in ("teacher", "student") if f"start_{role}" in identity]
+        files = {role: self.folder / "start" / f"{role}.safetensors" for role in roles}
+        for role, path in files.items():
+            if _file_fingerprint(path) != identity[f"start_{role}"]:
+                raise InputError(f"{path} was changed since training; give the run back the file that it began from.")
+        return files
+
     def photographs(self) -> ImageSet:
         """The photographs as training saw them. Raises InputError where they were changed or removed."""
         names = tuple(self.record["photographs"])
@@ -198,23 +212,32 @@ def open_run(folder: str | Path) -> Run:
 
 
 def create_or_resume(
-    folder: str | Path, settings: TrainSettings, sources: ModelSources, images: ImageSet, family: Family
+    folder: str | Path,
+    settings: TrainSettings,
+    sources: ModelSources,
+    images: ImageSet,
+    family: Family,
+    start: Mapping[str, Path] | None = None,
 ) -> Run:
     """The run in this folder: begun anew where there is none, or opened where it is the same run.
 
+    start: by role, the adapter files to begin from; the run keeps copies of its own.
     Raises InputError where the folder holds another run, saying what differs, or anything else.
     """
     folder = Path(folder)
-    identity = run_identity(settings, images, family)
+    identity = run_identity(settings, images, family, start)
     if (folder / "run.json").is_file():
         run = open_run(folder)
-        if run.record["fingerprint"] != fingerprint_of(identity):
+        there = run.record["identity"]
+        asked = _as_known_to(there, identity)
+        if run.record["fingerprint"] != fingerprint_of(asked):
             raise InputError(
-                f"out folder {folder} holds another run: {_differences(run.record['identity'], identity)}; "
+                f"out folder {folder} holds another run: {_differences(there, asked)}; "
                 "choose another folder, or the same settings and photographs to go on with it."
             )
         run.remove_leftovers()
         _save_photographs(run, images)
+        _save_start(run, start or {})
         # Only settings without influence on the result can differ here, and the newest of those hold.
         newest = {"settings": dataclasses.asdict(settings), "sources": dataclasses.asdict(sources)}
         if any(run.record[name] != value for name, value in newest.items()):
@@ -240,32 +263,36 @@ def create_or_resume(
     run = Run(folder, record)
     run.save()
     _save_photographs(run, images)
+    _save_start(run, start or {})
     return run
-
-
-def write_png(path: Path, image: Tensor) -> None:
-    """Write uint8 (3, H, W) as a PNG, atomically."""
-    with replacing(path) as temporary:
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(temporary, format="PNG")
-
-
-def read_pngs(folder: Path, count: int) -> Tensor:
-    """The PNG files 000.png, 001.png, ... of a folder as uint8 (N, 3, H, W). Raises InputError where one is missing."""
-    pixels = []
-    for i in range(count):
-        path = folder / f"{i:03d}.png"
-        try:
-            with Image.open(path) as image:
-                pixels.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error}); the run folder was changed, give it back.") from error
-    return torch.stack(pixels)
 
 
 def _save_photographs(run: Run, images: ImageSet) -> None:
     for i, image in enumerate(images.pixels):
         if not (run.folder / "photographs" / f"{i:03d}.png").is_file():
             write_png(run.folder / "photographs" / f"{i:03d}.png", image)
+
+
+def _save_start(run: Run, start: Mapping[str, Path]) -> None:
+    for role, path in start.items():
+        kept = run.folder / "start" / f"{role}.safetensors"
+        if not kept.is_file():
+            write_bytes(kept, path.read_bytes())
+
+
+def _file_fingerprint(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"adapter {path} cannot be read ({error}); give it back, or choose another.") from error
+
+
+def _as_known_to(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """This identity without the settings that are newer than an earlier run, as far as they are left at their default,
+    which does what was done before there was the setting.
+    """
+    defaults = determining(TrainSettings())
+    return {n: v for n, v in here.items() if n in there or n not in defaults or v != defaults[n]}
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

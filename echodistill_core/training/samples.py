@@ -1,4 +1,4 @@
-"""Pictures from the student while it trains: previews, and the echoing stage's pool."""
+"""Pictures from the models of a run in memory: previews, the echoing stage's pool, images of the class."""
 
 from __future__ import annotations
 
@@ -11,13 +11,24 @@ from ..sampling import denoise, draw_noise
 from .state import TrainState
 
 
-@torch.no_grad()
 def one_step_images(state: TrainState, prompts: Sequence[str], seed: int, size: int) -> Tensor:
-    """One image for each prompt, (B, 3, size, size) in [-1, 1], from the student as it is; image i from seed + i.
+    """One image for each prompt, (B, 3, size, size) in [-1, 1], from the student as it is; image i from seed + i."""
+    return images_of(state, "student", prompts, seed, size, 1)
 
+
+@torch.no_grad()
+def images_of(state: TrainState, role: str, prompts: Sequence[str], seed: int, size: int, steps: int) -> Tensor:
+    """One image for each prompt, (B, 3, size, size) in [-1, 1], from a role as it is; image i from seed + i.
+
+    The teacher is guided by the settings' guidance_scale, the student not at all.
     Draws from generators of its own, so looking does not change what training draws.
     """
+    denoiser = state.family.student if role == "student" else state.family.teacher
+    assert denoiser is not None
+    guidance = 1.0 if role == "student" else state.settings.guidance_scale
     noise = draw_noise(state.family, len(prompts), size, size, seed).to(state.device)
     with state.autocast():
-        latents = denoise(state.family.student, noise, state.text(prompts, "student"), steps=1)
+        text = state.text(prompts, role)
+        unconditional = state.unconditional(len(prompts)) if guidance != 1.0 else None
+        latents = denoise(denoiser, noise, text, steps, unconditional=unconditional, guidance=guidance)
         return state.family.decode(latents).clamp(-1, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from .checkpoint import CHECKPOINT, load_checkpoint
 from .echo import make_pool, pool_prompts
 from .events import Listener
 from .loop import train_stage
+from .prior import add_prior
 from .run import Run, create_or_resume
+from .start import Start, read_start
 from .state import TrainState, check_learns, needed_backbones, new_optimizers, new_state, pick_device
 
 
@@ -32,27 +34,34 @@ def train(
     sources: ModelSources,
     folder: str | Path,
     listen: Listener,
+    start: Mapping[str, Path] | None = None,
 ) -> Run:
     """The distillation stage into a run folder: begun, resumed at its last checkpoint, or found finished.
 
+    start: role -> adapter file that the role begins from (training.start); its content is part of the run's identity.
+        A teacher that begins from one and has teacher_weight 0 stays the personalised teacher that it is, and so does
+        the token where it is shared: teacher-first.
     The family is borrowed: however training ends, it is given back as it was loaded.
     Raises InputError before anything is computed or written where an input does not fit, DivergedError where a loss
     does not stay finite.
     """
     check_concept(settings)
-    check_learns(settings, family)
+    start = start or {}
+    check_learns(settings, family, start)
+    begun = read_start(start, family, settings)
     pick_device(settings.device)
     family.text.with_placeholders({settings.placeholder: settings.vectors})  # raises for a word that cannot be one
     size = training_size(settings, family)
     images = square_images(photographs[: settings.max_photographs or None], size, settings.crop)
     if (Path(folder) / "run.json").is_file():
-        run = create_or_resume(folder, settings, sources, images, family)
+        run = create_or_resume(folder, settings, sources, images, family, start)
         if run.is_finished("distil"):
             return run
     # Looked for before a new folder is made, so that a failed start leaves nothing behind.
     backbones = load_backbones(needed_backbones(settings), backbone_source(sources))
-    run = create_or_resume(folder, settings, sources, images, family)
-    with _training(family, backbones, settings) as state:
+    run = create_or_resume(folder, settings, sources, images, family, start)
+    with _training(family, backbones, settings, begun) as state:
+        add_prior(state, run, listen)
         _resume(state, run, "distil")
         source = TrainingImages(images, settings, family.latent_factor)
         train_stage(state, run, "distil", source, settings.iterations, listen)
@@ -69,11 +78,13 @@ def echo(run: Run, family: Family, settings: EchoSettings, listen: Listener) -> 
     pool_prompts(distil, settings)
     run.check_family(family)
     pick_device(distil.device)
+    begun = read_start(run.start_files(), family, distil)
     run.declare_echo(settings)
     if run.is_finished("echo"):
         return run
     backbones = load_backbones(needed_backbones(distil), backbone_source(run.sources))
-    with _training(family, backbones, distil) as state:
+    with _training(family, backbones, distil, begun) as state:
+        add_prior(state, run, listen)
         fresh_critics = {n: p.detach().clone() for n, p in state.critics.named_parameters()}
         _resume(state, run, "distil", required=True)
         pool = make_pool(state, run, settings, listen)
@@ -106,7 +117,9 @@ def training_size(settings: TrainSettings, family: Family) -> int:
 
 
 @contextmanager
-def _training(family: Family, backbones: dict[str, Backbone], settings: TrainSettings) -> Iterator[TrainState]:
+def _training(
+    family: Family, backbones: dict[str, Backbone], settings: TrainSettings, start: Mapping[str, Start]
+) -> Iterator[TrainState]:
     """A new state for the block; afterwards, and where making it fails, the family is as it was loaded.
 
     ComfyUI runs its nodes in inference mode, in which nothing can learn.
@@ -114,7 +127,7 @@ def _training(family: Family, backbones: dict[str, Backbone], settings: TrainSet
     with torch.inference_mode(False), torch.enable_grad():
         try:
             family.text = family.text.with_placeholders({settings.placeholder: settings.vectors})
-            yield new_state(family, backbones, settings)
+            yield new_state(family, backbones, settings, start)
         finally:
             family.restore()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -14,6 +14,8 @@ from ..losses.adversarial import CriticHead
 from ..models.family import Family
 from ..perception.backbones import Backbone
 from ..settings import TrainSettings
+from .batches import TrainingImages
+from .start import Start, wear
 from .trainable import TrainedWeights
 
 ROLES = ("teacher", "student")
@@ -50,7 +52,8 @@ class TrainState:
 
     rows: the placeholder's embeddings (vectors, width) as each role reads them; one and the same tensor where shared.
     critics: heads by backbone role. generators: "data" draws views and posteriors, "noise" all else; both on the CPU,
-    so that a run draws the same numbers on every device.
+    so that a run draws the same numbers on every device. prior: images of the class by the role that they keep from
+    drifting (training.prior), with the generator "prior". given: the roles that began from an adapter (training.start).
     """
 
     settings: TrainSettings
@@ -61,6 +64,8 @@ class TrainState:
     critics: nn.ModuleDict
     optimizers: dict[str, torch.optim.AdamW]
     generators: dict[str, torch.Generator]
+    prior: dict[str, TrainingImages] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
     stage: str = "distil"
     step: int = 0
     _unconditional: Tensor | None = field(default=None, repr=False)
@@ -72,8 +77,8 @@ class TrainState:
 
     @property
     def token_learns_from(self) -> str:
-        """The role whose loss the student's token learns from."""
-        return _token_learns_from(self.settings)
+        """The role whose loss the student's token learns from; a teacher that does not learn leaves it as it is."""
+        return _token_learns_from(self.settings, self.given)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Compute in the settings' precision; what is trained stays float32."""
@@ -115,17 +120,27 @@ class TrainState:
                 raise DivergedError(f"{name} is not finite after step {self.step}; lower the learning rates.")
 
 
-def _token_learns_from(settings: TrainSettings) -> str:
-    # The teacher's, where the token is shared and the teacher learns; otherwise no loss but the student's reaches it.
-    return "teacher" if settings.teaches and settings.share_text_encoder else "student"
+def _token_learns_from(settings: TrainSettings, given: Collection[str]) -> str:
+    # The teacher's, where the token is shared and the teacher learns or came with it: what a personalised teacher says
+    # of another token would be of no use. Otherwise no loss but the student's reaches it.
+    owned = settings.teaches or "teacher" in given
+    return "teacher" if owned and settings.share_text_encoder else "student"
 
 
-def check_learns(settings: TrainSettings, family: Family) -> None:
-    """Raise InputError where these settings need a teacher that is not there, or no loss would change anything."""
-    if (settings.teaches or settings.aligns) and family.teacher is None:
+def needs_teacher(settings: TrainSettings, given: Collection[str] = ()) -> bool:
+    """Whether a run has a use for the teacher. given: the roles that begin from an adapter."""
+    return settings.teaches or settings.aligns or "teacher" in given
+
+
+def check_learns(settings: TrainSettings, family: Family, given: Collection[str] = ()) -> None:
+    """Raise InputError where these settings need a teacher that is not there, or no loss would change anything.
+
+    given: the roles that begin from an adapter.
+    """
+    if needs_teacher(settings, given) and family.teacher is None:
         raise InputError("these settings need a teacher and none was given; give one, or set its weights to 0.")
     has_weights = settings.trainable != "token"
-    own_token = settings.trainable.endswith("token") and _token_learns_from(settings) == "student"
+    own_token = settings.trainable.endswith("token") and _token_learns_from(settings, given) == "student"
     student_learns = settings.generates or settings.student_reconstruction_weight > 0
     if not settings.teaches and not (student_learns and (has_weights or own_token)):
         raise InputError(
@@ -134,13 +149,17 @@ def check_learns(settings: TrainSettings, family: Family) -> None:
         )
 
 
-def new_state(family: Family, backbones: dict[str, Backbone], settings: TrainSettings) -> TrainState:
+def new_state(
+    family: Family, backbones: dict[str, Backbone], settings: TrainSettings, start: Mapping[str, Start] | None = None
+) -> TrainState:
     """A run at step 0. The family moves to the settings' device and precision, with the trained weights installed.
 
     family: with the placeholder declared in its text encoder (`with_placeholders`).
+    start: what each role begins from, where it is not the base model.
     Raises InputError where the settings need a teacher or backbone that is not there, or nothing would learn.
     """
-    check_learns(settings, family)
+    start = start or {}
+    check_learns(settings, family, start)
     for role, name in needed_backbones(settings).items():
         if role not in backbones:
             raise InputError(f"these settings need the backbone {name}; load it, or set the weights of its terms to 0.")
@@ -154,7 +173,15 @@ def new_state(family: Family, backbones: dict[str, Backbone], settings: TrainSet
         for role in ROLES
         if role in denoisers
     }
-    initial = family.text.noun_rows(settings.class_noun, settings.vectors)
+    noun = family.text.noun_rows(settings.class_noun, settings.vectors)
+    rows = {role: start[role].rows if role in start else noun for role in ROLES}
+    if settings.share_text_encoder and "teacher" not in start:
+        rows["teacher"] = rows["student"]
+    for role, begun in start.items():
+        if role in weights:
+            weights[role].begin_at(begun.deltas, begun.factors)
+        elif family.teacher is not None:
+            wear(family.teacher.unet, begun.deltas)
     family.to(device, DTYPES[settings.precision])
     for trained in weights.values():
         trained.install(device)
@@ -162,8 +189,8 @@ def new_state(family: Family, backbones: dict[str, Backbone], settings: TrainSet
         backbone.to(device=device, dtype=DTYPES[settings.precision])
     if settings.gradient_checkpointing:
         _checkpoint_gradients(family, backbones)
-    shared = nn.Parameter(initial.to(device))
-    own = shared if settings.share_text_encoder else nn.Parameter(initial.clone().to(device))
+    shared = nn.Parameter(rows["teacher"].clone().to(device))
+    own = shared if settings.share_text_encoder else nn.Parameter(rows["student"].clone().to(device))
     # A generator for each head: taking one critic away must not start the others differently.
     heads = {
         role: CriticHead(backbones[role].width, torch.Generator().manual_seed(settings.seed + 100 + place))
@@ -179,9 +206,12 @@ def new_state(family: Family, backbones: dict[str, Backbone], settings: TrainSet
         rows={"teacher": shared, "student": own},
         critics=critics,
         optimizers={},
+        # The prior's last and only where it is on, so that all else draws what it draws without.
         generators={
-            name: torch.Generator().manual_seed(settings.seed + i) for i, name in enumerate(("data", "noise"), 1)
+            name: torch.Generator().manual_seed(settings.seed + i)
+            for i, name in enumerate(("data", "noise", *(("prior",) if settings.prior_roles else ())), 1)
         },
+        given=frozenset(start),
     )
     state.optimizers = new_optimizers(state)
     return state

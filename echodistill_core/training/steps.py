@@ -42,9 +42,10 @@ def teacher_step(state: TrainState, batch: Batch) -> Losses:
     assert state.family.teacher is not None
     with state.autocast():
         text = state.text(batch.prompts, "teacher")
-        loss = reconstruction(state, state.family.teacher, batch, text)
-    total = state.settings.teacher_weight * loss
-    return {"teacher": loss.detach(), "teacher_gradient": _step(state, "teacher", total)}
+        losses = {"teacher": reconstruction(state, state.family.teacher, batch, text)}
+        total = state.settings.teacher_weight * _with_prior(state, "teacher", losses)
+    losses = {name: loss.detach() for name, loss in losses.items()}
+    return {**losses, "teacher_gradient": _step(state, "teacher", total)}
 
 
 def student_step(state: TrainState, batch: Batch) -> tuple[Losses, Made | None]:
@@ -58,7 +59,7 @@ def student_step(state: TrainState, batch: Batch) -> tuple[Losses, Made | None]:
         if s.student_reconstruction_weight > 0:
             text = _student_text(state, batch.prompts)
             losses["student"] = reconstruction(state, state.family.student, batch, text)
-            total = total + s.student_reconstruction_weight * losses["student"]
+            total = total + s.student_reconstruction_weight * _with_prior(state, "student", losses)
         if s.generates:
             noise = _noise(state, batch)
             made = generate(state, noise, _student_text(state, batch.student_prompts))
@@ -96,13 +97,31 @@ def critic_step(state: TrainState, batch: Batch, made: Made | None) -> Losses:
     return losses
 
 
-def reconstruction(state: TrainState, denoiser: Denoiser, batch: Batch, text: Tensor) -> Tensor:
-    """Eq. 1: |target - UNet(z_t, t, tau(y))|^2 over the valid region, t ~ U{0..T-1}; a scalar."""
+def reconstruction(
+    state: TrainState, denoiser: Denoiser, batch: Batch, text: Tensor, *, data: str = "data", drawn: str = "noise"
+) -> Tensor:
+    """Eq. 1: |target - UNet(z_t, t, tau(y))|^2 over the valid region, t ~ U{0..T-1}; a scalar.
+
+    data, drawn: the generators of the posterior, and of noise and timestep.
+    """
     with torch.no_grad():
-        z = state.family.encode(batch.pixels, state.generators["data"])
-    noise, t = _noise(state, batch), _timesteps(state, denoiser, z)
+        z = state.family.encode(batch.pixels, state.generators[data])
+    noise, t = _noise(state, batch, drawn), _timesteps(state, denoiser, z, drawn)
     prediction = denoiser.predict(denoiser.schedule.add_noise(z, noise, t), t, text)
     return masked_mse(prediction, denoiser.schedule.target(z, noise, t), batch.mask)
+
+
+def _with_prior(state: TrainState, role: str, losses: Losses) -> Tensor:
+    """Eq. 1 of this role plus prior_weight times Eq. 1 on images of the class (Ruiz et al. 2023), added to `losses`."""
+    if role not in state.settings.prior_roles:
+        return losses[role]
+    denoiser = state.family.student if role == "student" else state.family.teacher
+    assert denoiser is not None
+    batch = state.prior[role].draw(state.step, state.generators["prior"]).to(state.device)
+    # The captions lack the placeholder, so this keeps the weights and leaves the token to the photographs.
+    text = state.text(batch.prompts, role).detach()
+    losses[f"{role}_prior"] = reconstruction(state, denoiser, batch, text, data="prior", drawn="prior")
+    return losses[role] + state.settings.prior_weight * losses[f"{role}_prior"]
 
 
 def generate(state: TrainState, noise: Tensor, text: Tensor) -> Made:
@@ -159,15 +178,15 @@ def _student_text(state: TrainState, prompts: Sequence[str]) -> Tensor:
     return text.detach() if state.token_learns_from == "teacher" else text
 
 
-def _noise(state: TrainState, batch: Batch) -> Tensor:
+def _noise(state: TrainState, batch: Batch, drawn: str = "noise") -> Tensor:
     factor = state.family.latent_factor
     count, _, height, width = batch.pixels.shape
     shape = (count, state.family.student.unet.config["in_channels"], height // factor, width // factor)
-    return torch.randn(shape, generator=state.generators["noise"]).to(state.device)
+    return torch.randn(shape, generator=state.generators[drawn]).to(state.device)
 
 
-def _timesteps(state: TrainState, denoiser: Denoiser, z: Tensor) -> Tensor:
-    t = torch.randint(denoiser.schedule.timesteps, (len(z),), generator=state.generators["noise"])
+def _timesteps(state: TrainState, denoiser: Denoiser, z: Tensor, drawn: str = "noise") -> Tensor:
+    t = torch.randint(denoiser.schedule.timesteps, (len(z),), generator=state.generators[drawn])
     return t.to(z.device)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -66,6 +68,18 @@ class TrainedWeights:
                 self.parameters[f"{name}.up"], self.parameters[f"{name}.down"] = update.up, update.down
             else:
                 self.parameters[name] = nn.Parameter(weight.float().clone())
+
+    def begin_at(self, deltas: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Start from what was learned before: differences to the base, or a low-rank update's own (up, down).
+
+        What `deltas` and `factors` say afterwards counts from the base, as if this were one and the same training.
+        """
+        with torch.no_grad():
+            for name, delta in deltas.items():
+                self.parameters[name].add_(delta.to(self.parameters[name]))
+            for name, (up, down) in factors.items():
+                self._low_rank[name].up.copy_(up)
+                self._low_rank[name].down.copy_(down)
 
     def install(self, device: torch.device) -> None:
         """Make the UNet compute with the trained parameters. Call after the UNet was moved and cast."""

@@ -503,7 +503,7 @@ def test_models_that_were_never_downloaded(photographs, tmp_path, capsys, monkey
 
 def test_misspelt_names_are_suggested_before_anything_else_is_missed(capsys):
     refused(capsys, ["trian", "--photos", "x"], "no command 'trian'", "did you mean train?")
-    refused(capsys, ["xyz"], "no command 'xyz'", "train, echo, sample, info, export, download")
+    refused(capsys, ["xyz"], "no command 'xyz'", "demo, train, echo, sample, info, export, bench, download")
     refused(capsys, ["train", "--photo", "x"], "no setting --photo; did you mean --photos?")
     refused(capsys, ["sample", "RUN", "--promt", "a dog"], "no setting --promt; did you mean --prompt?")
     refused(capsys, ["echo", "RUN", "--pool-sise=3"], "no setting --pool-sise; did you mean --pool-size?")

@@ -1,0 +1,89 @@
+"""What a demo learns: one of the miniature's concepts, or the user's photographs; and the prompts it is tried with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..concept.photographs import Photograph, load_photographs
+from ..concept.prompts import subject
+from ..errors import InputError
+from ..miniature.concepts import DEVELOPMENT, Concept, photographs
+from ..miniature.world import CONTEXTS, describe
+from ..settings import nearest
+from .settings import DemoSettings
+
+DEFAULT_CONCEPT = "dotted-mug"
+PROMPTS = 6
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned.
+
+    title: it in words. photos: where the user's photographs are, or nothing for a concept of the miniature.
+    attributes: attribute -> its value ("shape": "mug"), as far as it is known. shown: contexts of the photographs.
+    """
+
+    title: str
+    class_noun: str
+    photographs: list[Photograph]
+    photos: tuple[str, ...] = ()
+    attributes: Mapping[str, str] | None = None
+    shown: tuple[str, ...] = ()
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """The six contexts of the prompts, those first that no photograph shows."""
+        return tuple(sorted(CONTEXTS, key=lambda context: context in self.shown)[:PROMPTS])
+
+    def prompts(self, placeholder: str = "") -> list[str]:
+        """One prompt for each context: "a <new1> mug on the beach", or "a mug on the beach" without a placeholder."""
+        return [f"a {subject(placeholder, self.class_noun)} {CONTEXTS[context]}" for context in self.contexts]
+
+
+def choose(settings: DemoSettings, photos: Sequence[str]) -> Lesson:
+    """The lesson that these settings ask for: the user's photographs where there are any, otherwise a concept.
+
+    Raises InputError for a concept that is none, photographs without a class noun or that cannot be read, and for
+    both a class noun and no photographs.
+    """
+    noun = " ".join(settings.class_noun.split())
+    if not photos:
+        if noun:
+            raise InputError(
+                f"class_noun {noun!r} was given without photographs; add --photos with a folder of them, or leave "
+                "--class-noun out to learn one of the miniature's own things."
+            )
+        return _of_concept(settings.concept or DEFAULT_CONCEPT)
+    if settings.concept:
+        raise InputError(
+            f"both photographs and the concept {settings.concept!r} were given; a demo learns one thing: leave out "
+            "--photos or --concept."
+        )
+    if not noun:
+        raise InputError(
+            "class_noun is empty; expected what the photographs show, in one or a few words, for instance "
+            "--class-noun dog."
+        )
+    paths: str | list[str] = photos[0] if len(photos) == 1 else list(photos)
+    return Lesson(f"your {noun}", noun, load_photographs(paths), photos=tuple(str(Path(p)) for p in photos))
+
+
+def _of_concept(name: str) -> Lesson:
+    known = {concept.name: concept for concept in DEVELOPMENT}
+    if name not in known:
+        raise InputError(
+            f"there is no concept {name!r} for a demo; expected one of {', '.join(known)}{nearest(name, known)}."
+        )
+    concept: Concept = known[name]
+    thing = concept.subject
+    words = describe(thing)
+    return Lesson(
+        title=f"{'an' if words[0] in 'aeiou' else 'a'} {words}",
+        class_noun=concept.class_noun,
+        photographs=photographs(concept),
+        attributes={n: getattr(thing, n) for n in ("shape", "color", "second", "pattern", "emblem")},
+        shown=concept.contexts,
+    )

@@ -1,0 +1,34 @@
+"""What the miniature's judges say of a demo's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..evaluation.metrics import attribute_accuracy, clip_i, clip_t, dino
+from ..miniature.judges import ATTRIBUTES, Judges
+from .lesson import Lesson
+
+
+def score(
+    judges: Judges, lesson: Lesson, images: Tensor, prompts: Sequence[str], references: Tensor
+) -> dict[str, float]:
+    """What the judges say, by name in the page's SCORES; of a user's thing only what can be known of it.
+
+    images: (B, 3, 64, 64) in [-1, 1], one for each of the lesson's prompts. prompts: those without the placeholder.
+    references: the photographs, (N, 3, 64, 64) in [-1, 1]. All on the CPU.
+    """
+    result = {
+        "clip_t": clip_t(judges.image_text_image(images), judges.image_text_text(prompts)),
+        "clip_i": clip_i(judges.image_text_image(images), judges.image_text_image(references)),
+        "dino": dino(judges.identity(images), judges.identity(references)),
+    }
+    if lesson.attributes is not None:
+        seen = judges.attributes(images)
+        truth = {name: ATTRIBUTES[name][0].index(value) for name, value in lesson.attributes.items()}
+        result["attributes"] = attribute_accuracy(seen, truth, list(truth))
+        wanted = torch.tensor([ATTRIBUTES["context"][0].index(context) for context in lesson.contexts])
+        result["context"] = float((seen["context"].cpu() == wanted).double().mean())
+    return result

@@ -1,0 +1,219 @@
+"""The bench: every training of the tables on every concept with every seed, resumable, several at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapter.apply import personalised
+from ..adapter.file import read_adapter
+from ..errors import DivergedError
+from ..files import write_json
+from ..miniature.concepts import CONCEPTS, Concept, photographs
+from ..miniature.judges import Judges, load_judges
+from ..models.family import Family
+from ..models.open import open_family
+from ..models.sources import ModelSources, settings_for
+from ..reporting import contact_sheet, save_picture
+from ..settings import EchoSettings, TrainSettings
+from ..training import session
+from ..training.run import Run
+from ..training.start import start_files
+from .methods import TRAININGS, Look, Training
+from .paper import REFERENCES, title_of
+from .scoring import Samples, draw, real, score
+
+SOURCES = ModelSources(family="miniature")
+SHEET_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is run. sampling_seeds, prompts: per evaluation; prompts 0 takes all eight. options: settings for all."""
+
+    concepts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    trainings: tuple[str, ...]
+    sampling_seeds: int = 4
+    prompts: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    echo_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training on one concept with one seed."""
+
+    training: str
+    concept: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its file's name, without ending."""
+        return f"{self.training}-{self.concept}-{self.seed}"
+
+
+def cells_of(suite: Suite) -> list[Cell]:
+    """All cells, seeds outermost, so that an unfinished bench has whole tables of fewer seeds."""
+    references = [Cell(name, c, suite.seeds[0]) for c in suite.concepts for name in REFERENCES]
+    return references + [Cell(t, c, s) for s in suite.seeds for c in suite.concepts for t in suite.trainings]
+
+
+def run_cells(folder: Path, suite: Suite, workers: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Run what is not yet there, and return the results of all cells (see `run_cell`).
+
+    workers: processes, each with one thread of computation.
+    """
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    waiting = [cell for cell in cells_of(suite) if not _result(folder, cell).is_file()]
+    began, total = time.monotonic(), len(waiting)
+    done = 0
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        jobs = {pool.submit(run_cell, folder, suite, cell): cell for cell in waiting}
+        for job in as_completed(jobs):
+            rows, done = job.result(), done + 1
+            left = (time.monotonic() - began) / done * (total - done) / 60
+            found = rows[0]["metrics"] or {}
+            figures = "  ".join(f"{k} {v:.3f}" for k, v in found.items()) or "diverged"
+            say(f"{done}/{total}  {jobs[job].name}  {figures}  {left:.0f} min left")
+    return [row for cell in cells_of(suite) for row in json.loads(_result(folder, cell).read_text("utf-8"))]
+
+
+def run_cell(folder: Path, suite: Suite, cell: Cell) -> list[dict[str, Any]]:
+    """Train one cell and evaluate its looks; the results are written to folder/cells/<cell>.json and returned."""
+    if cell.training in REFERENCES:
+        rows = _run_reference(folder, suite, cell)
+        write_json(_result(folder, cell), rows)
+        return rows
+    family, judges = _models()
+    training, concept = TRAININGS[cell.training], CONCEPTS[cell.concept]
+    runs = folder / "runs" / cell.name
+    began = time.monotonic()
+    settings = settings_of(suite, training, concept, cell.seed)
+    diverged = False
+    try:
+        run = train(family, suite, training, concept, cell.seed, runs)
+    except DivergedError:
+        diverged = True
+    seconds = time.monotonic() - began
+    rows = []
+    for look in training.looks:
+        row = {**_row(cell, look, settings.iterations), "diverged": diverged, "seconds": seconds}
+        if not diverged:
+            row["metrics"], row["picture"] = _evaluate(folder, suite, cell, look, family, judges, run)
+        rows.append(row)
+    write_json(_result(folder, cell), rows)
+    shutil.rmtree(runs, ignore_errors=True)
+    return rows
+
+
+def _run_reference(folder: Path, suite: Suite, cell: Cell) -> list[dict[str, Any]]:
+    """The rows that need no training: the student as it is, asked for the plain noun, and the concept itself."""
+    family, judges = _models()
+    concept = CONCEPTS[cell.concept]
+    if cell.training == "photographs":
+        made = real(concept, suite.sampling_seeds, suite.prompts)
+    else:
+        with personalised(family.to("cpu", torch.float32)) as model:
+            made = draw(model, concept, "", seeds=suite.sampling_seeds, count=suite.prompts)
+    row = _row(cell, Look(cell.training), 0)
+    row["metrics"], row["picture"] = score(made, concept, "", judges), _sheet(folder, row, made)
+    return [row]
+
+
+def _row(cell: Cell, look: Look, iterations: int) -> dict[str, Any]:
+    return {
+        "method": look.method,
+        "title": title_of(look.method),
+        "concept": cell.concept,
+        "seed": cell.seed,
+        "iterations": iterations,
+        "role": look.role,
+        "steps": look.steps,
+        "diverged": False,
+        "seconds": 0.0,
+        "metrics": None,
+        "picture": "",
+    }
+
+
+def settings_of(suite: Suite, training: Training, concept: Concept, seed: int) -> TrainSettings:
+    """The settings of one run: the family's own, the suite's, the training's, in rising precedence."""
+    options = {**suite.options, **training.options, "class_noun": concept.class_noun, "seed": seed, "device": "cpu"}
+    return settings_for(TrainSettings, {"preview_every": 0, **options}, SOURCES)
+
+
+def train(family: Family, suite: Suite, training: Training, concept: Concept, seed: int, folder: Path) -> Run:
+    """The run of one cell: distilled, and echoed where the training asks for it."""
+    pictures = photographs(concept)
+    settings = settings_of(suite, training, concept, seed)
+    start = {}
+    if training.first:
+        first = TRAININGS[training.first]
+        before = session.train(
+            pictures, family, settings_of(suite, first, concept, seed), SOURCES, folder / "first", _silent
+        )
+        start = start_files([before.folder])
+    run = session.train(pictures, family, settings, SOURCES, folder / "run", _silent, start)
+    if training.echo:
+        run = session.echo(run, family, settings_for(EchoSettings, suite.echo_options, SOURCES), _silent)
+    return run
+
+
+def _evaluate(
+    folder: Path, suite: Suite, cell: Cell, look: Look, family: Family, judges: Judges, run: Run
+) -> tuple[dict[str, float], str]:
+    concept = CONCEPTS[cell.concept]
+    adapter = read_adapter(run.path(look.stage, f"{look.role}.safetensors"))
+    family.to("cpu", torch.float32)
+    guidance = run.settings.guidance_scale if look.role == "teacher" else 1.0
+    with personalised(family, [adapter], role=look.role) as model:
+        made = draw(
+            model,
+            concept,
+            adapter.placeholder,
+            seeds=suite.sampling_seeds,
+            steps=look.steps,
+            guidance=guidance,
+            count=suite.prompts,
+        )
+    row = _row(cell, look, 0)
+    return score(made, concept, adapter.placeholder, judges), _sheet(folder, row, made)
+
+
+def _sheet(folder: Path, row: dict[str, Any], made: Samples) -> str:
+    picture = f"cells/{row['method']}-{row['concept']}-{row['seed']}.png"
+    save_picture(folder / picture, contact_sheet(made.images[:: made.seeds][:SHEET_PROMPTS]))
+    return picture
+
+
+_loaded: list[tuple[Family, Judges]] = []
+
+
+def _models() -> tuple[Family, Judges]:
+    """Family and judges of this process, loaded once."""
+    if not _loaded:
+        _loaded.append((open_family(SOURCES), load_judges()))
+    return _loaded[0]
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _silent(event: object) -> None:
+    pass
+
+
+def _result(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.name}.json"

@@ -1,0 +1,105 @@
+"""What the bench trains and evaluates: the paper's method, its baselines and its ablations, as settings.
+
+A training gives several rows of the tables: EchoDistill's run is looked at before and after its echo, by student and
+teacher, in 1, 2 and 4 steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .paper import BEST as BEST_SUFFIX
+
+TEACHER_STEPS = 25
+
+
+@dataclass(frozen=True)
+class Look:
+    """One evaluation of a trained run: which stage's adapter, worn by which role, sampling in how many steps.
+
+    method: its id in evaluation.paper, which has the titles.
+    """
+
+    method: str
+    stage: str = "distil"
+    role: str = "student"
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run. options: settings other than the family's own. first: a training whose teacher this one starts from."""
+
+    name: str
+    looks: tuple[Look, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    echo: bool = False
+    first: str = ""
+
+
+# The baselines train one model on the photographs and nothing else.
+_ON_TEACHER = {"alignment_weight": 0.0, "adversarial_weight": 0.0}
+_ON_STUDENT = {**_ON_TEACHER, "teacher_weight": 0.0, "student_reconstruction_weight": 1.0}
+
+
+def _one(name: str, **options: Any) -> Training:
+    return Training(name, (Look(name),), options)
+
+
+TRAININGS: dict[str, Training] = {
+    training.name: training
+    for training in (
+        Training(
+            "echodistill",
+            (
+                Look("echodistill"),
+                Look("steps-2", steps=2),
+                Look("steps-4", steps=4),
+                Look("echodistill-teacher", role="teacher", steps=TEACHER_STEPS),
+                Look("echodistill-echo", stage="echo"),
+                Look("echodistill-echo-teacher", "echo", "teacher", TEACHER_STEPS),
+            ),
+            echo=True,
+        ),
+        Training(
+            "custom-diffusion-teacher",
+            (Look("custom-diffusion-teacher", role="teacher", steps=TEACHER_STEPS),),
+            _ON_TEACHER,
+        ),
+        _one("textual-inversion", **_ON_STUDENT, trainable="token"),
+        _one("custom-diffusion", **_ON_STUDENT),
+        _one("dreambooth", **_ON_STUDENT, trainable="full+token", prior_weight=1.0),
+        _one("lora", **_ON_STUDENT, trainable="lora+token"),
+        Training(
+            "teacher-first",
+            (Look("teacher-first"),),
+            {"teacher_weight": 0.0},
+            first="custom-diffusion-teacher",
+        ),
+        _one("no-teacher", teacher_weight=0.0, alignment_weight=0.0),
+        _one("no-critics", adversarial_weight=0.0),
+        _one("no-identity", identity_weight=0.0),
+        _one("no-mse", mse_weight=0.0),
+        _one("no-swd", swd_weight=0.0),
+        _one("no-dino", dino_weight=0.0),
+        _one("no-dinov2", dinov2_weight=0.0),
+        _one("no-clip", clip_weight=0.0),
+        _one("one-photograph", max_photographs=1),
+        _one("not-shared", share_text_encoder=False),
+        Training("tuned", (Look("tuned"), Look("tuned-echo", stage="echo")), {"preset": "tuned"}, echo=True),
+    )
+}
+
+# The budget and learning rates at which each baseline did best on the development concepts (`bench --select`).
+BEST: dict[str, dict[str, Any]] = {}
+
+
+def at_best(name: str) -> Training:
+    """A baseline with the settings of BEST, under its own name and "@best"."""
+    plain = TRAININGS[name]
+    looks = tuple(replace(look, method=look.method + BEST_SUFFIX) for look in plain.looks)
+    return replace(plain, name=name + BEST_SUFFIX, looks=looks, options={**plain.options, **BEST[name]})
+
+
+TRAININGS |= {training.name: training for training in map(at_best, BEST)}

@@ -1,0 +1,91 @@
+"""The miniature's scores of one concept: what the judges see in samples of every prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..adapter.apply import Personalised
+from ..concept.augment import to_unit
+from ..concept.images import square_images
+from ..concept.photographs import Photograph
+from ..miniature.concepts import Concept, photographs, prompts
+from ..miniature.judges import ATTRIBUTES, Judges
+from ..miniature.render import SIDE, render
+from ..miniature.world import random_scene
+from ..sampling import sample
+from . import metrics
+
+# What makes the concept itself; the context belongs to the prompt.
+OWN_ATTRIBUTES = ("shape", "color", "second", "pattern", "emblem")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """images (P * S, 3, 64, 64) in [-1, 1]: S seeds of P prompts, prompt by prompt. contexts: of each prompt."""
+
+    images: Tensor
+    prompts: list[str]
+    contexts: list[str]
+    seeds: int
+
+
+def draw(
+    model: Personalised,
+    concept: Concept,
+    placeholder: str,
+    *,
+    seeds: int,
+    steps: int = 1,
+    guidance: float = 1.0,
+    count: int = 0,
+) -> Samples:
+    """`seeds` samples of each prompt (the first `count`, or all), the noise of a prompt and seed always the same."""
+    chosen = prompts(concept, placeholder)[: count or None]
+    parts = [
+        sample(model, [text] * seeds, seed=1000 * (i + 1), steps=steps, guidance=guidance).cpu()
+        for i, (text, _) in enumerate(chosen)
+    ]
+    return Samples(torch.cat(parts), [text for text, _ in chosen], [name for _, name in chosen], seeds)
+
+
+def real(concept: Concept, seeds: int, count: int = 0) -> Samples:
+    """What perfect samples would be: the concept itself, rendered in every prompt's context with new poses."""
+    chosen = prompts(concept, "")[: count or None]
+    rng = np.random.default_rng((97, concept.seed))
+    scenes = [random_scene(concept.subject, context, rng) for _, context in chosen for _ in range(seeds)]
+    stacked = np.stack([render(scene) for scene in scenes]).transpose(0, 3, 1, 2)
+    return Samples(to_unit(torch.from_numpy(stacked)), [t for t, _ in chosen], [c for _, c in chosen], seeds)
+
+
+def score(samples: Samples, concept: Concept, placeholder: str, judges: Judges) -> dict[str, float]:
+    """Every metric of these samples: clip_t, clip_i, dino, attributes, context, diversity."""
+    images, references = samples.images, pixels(photographs(concept))
+    captions = [metrics.without_placeholder(p, placeholder) for p in samples.prompts for _ in range(samples.seeds)]
+    identity, seen = judges.identity(images), judges.attributes(images)
+    pictured = judges.image_text_image(images)
+    values, names = ATTRIBUTES["context"][0], [c for c in samples.contexts for _ in range(samples.seeds)]
+    wanted = torch.tensor([values.index(name) for name in names])
+    result = {
+        "clip_t": metrics.clip_t(pictured, judges.image_text_text(captions)),
+        "clip_i": metrics.clip_i(pictured, judges.image_text_image(references)),
+        "dino": metrics.dino(identity, judges.identity(references)),
+        "attributes": metrics.attribute_accuracy(seen, truth(concept), OWN_ATTRIBUTES),
+        "context": float((seen["context"] == wanted).float().mean()),
+    }
+    if samples.seeds > 1:
+        result["diversity"] = metrics.diversity(identity.unflatten(0, (len(samples.prompts), samples.seeds)))
+    return result
+
+
+def truth(concept: Concept) -> dict[str, int]:
+    """The concept's own attributes as indices into ATTRIBUTES' values."""
+    return {name: ATTRIBUTES[name][0].index(getattr(concept.subject, name)) for name in OWN_ATTRIBUTES}
+
+
+def pixels(pictures: list[Photograph]) -> Tensor:
+    """Photographs as (N, 3, 64, 64) in [-1, 1]."""
+    return to_unit(square_images(pictures, SIDE, "center").pixels)

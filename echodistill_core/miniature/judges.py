@@ -1,0 +1,119 @@
+"""The miniature's judges: encoders and a classifier that measure its pictures, and that no training ever sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, ResNetConfig, ResNetForImageClassification, ViTConfig
+
+from ..models.embedded import embedded_folder
+from ..perception.backbones import CLIP, IMAGENET, Backbone, Spec, normalised, vit, vit_features
+from ..perception.load import load_backbone
+from .tokens import cut_tokenizer
+from .world import COLORS, CONTEXTS, EMBLEMS, PATTERNS, SHAPES, Scene
+
+# What a scene is judged by: name -> its possible values, and how a scene says which.
+ATTRIBUTES: dict[str, tuple[list[str], Callable[[Scene], str]]] = {
+    "shape": (list(SHAPES), lambda s: s.subject.shape),
+    "color": (list(COLORS), lambda s: s.subject.color),
+    "second": (list(COLORS), lambda s: s.subject.second),
+    "pattern": (list(PATTERNS), lambda s: s.subject.pattern),
+    "emblem": (list(EMBLEMS), lambda s: s.subject.emblem),
+    "context": (list(CONTEXTS), lambda s: s.context),
+}
+
+IDENTITY = Spec(
+    "identity",
+    "the judge of identity",
+    64,
+    *IMAGENET,
+    vit,
+    ViTConfig(
+        hidden_size=80, num_hidden_layers=4, num_attention_heads=5, intermediate_size=320, patch_size=8, image_size=64
+    ),
+    vit_features,
+)
+
+
+def image_text_config() -> CLIPConfig:
+    """The judge of picture and text: CLIP in small, reading the world's words."""
+    tokenizer = cut_tokenizer()
+    common = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4}
+    return CLIPConfig(
+        vision_config={**common, "num_hidden_layers": 4, "patch_size": 8, "image_size": 64},
+        text_config={
+            **common,
+            "num_hidden_layers": 3,
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        projection_dim=64,
+    )
+
+
+def attributes_config() -> ResNetConfig:
+    """The classifier of attributes: a small ResNet whose logits are those of every attribute, side by side."""
+    labels = [f"{name}: {value}" for name, (values, _) in ATTRIBUTES.items() for value in values]
+    return ResNetConfig(
+        embedding_size=32,
+        hidden_sizes=[32, 48, 64, 96],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+    )
+
+
+def split_logits(logits: Tensor) -> dict[str, Tensor]:
+    """Logits (B, sum of all values) as one (B, values) for each attribute."""
+    parts = logits.split([len(values) for values, _ in ATTRIBUTES.values()], dim=1)
+    return dict(zip(ATTRIBUTES, parts, strict=True))
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The judges, frozen. Images are (B, 3, H, W) in [-1, 1]; features are not normalised."""
+
+    identity_encoder: Backbone
+    clip: CLIPModel
+    classifier: ResNetForImageClassification
+
+    def identity(self, images: Tensor) -> Tensor:
+        """Features (B, 80) that two photographs of one subject share, whatever is around it."""
+        with torch.no_grad():
+            return self.identity_encoder(images)
+
+    def image_text_image(self, images: Tensor) -> Tensor:
+        """Image features (B, 64) in the space shared with text."""
+        with torch.no_grad():
+            pooled = self.clip.vision_model(normalised(images, 64, CLIP)).pooler_output
+            return self.clip.visual_projection(pooled)
+
+    def image_text_text(self, prompts: Sequence[str]) -> Tensor:
+        """Text features (B, 64) in the space shared with images."""
+        tokens = cut_tokenizer()(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            pooled = self.clip.text_model(tokens.input_ids.to(self.clip.device)).pooler_output
+            return self.clip.text_projection(pooled)
+
+    def attributes(self, images: Tensor) -> dict[str, Tensor]:
+        """What the classifier sees: attribute -> index (B,) into ATTRIBUTES' values."""
+        with torch.no_grad():
+            logits = self.classifier(normalised(images, 64, IMAGENET)).logits
+        return {name: part.argmax(1) for name, part in split_logits(logits).items()}
+
+
+def load_judges() -> Judges:
+    """The judges that come with the package, frozen, float32, on the CPU. Raises InputError for damaged files."""
+    folder = embedded_folder("judges")
+    clip = CLIPModel.from_pretrained(folder / "image_text", dtype=torch.float32, local_files_only=True)
+    classifier = ResNetForImageClassification.from_pretrained(
+        folder / "attributes", dtype=torch.float32, local_files_only=True
+    )
+    identity = load_backbone("identity", folder / "identity", specs={"identity": IDENTITY}).float()
+    return Judges(identity, clip.eval().requires_grad_(False), classifier.eval().requires_grad_(False))

@@ -1,0 +1,153 @@
+"""The miniature's one-step student: distilled from the teacher before any concept, with an adversarial finish.
+
+Noise and what the teacher makes of it in many guided steps form pairs (as in knowledge distillation, Luhman & Luhman
+2021). The student, starting as the teacher, learns to go from one to the other in a single step. Squared error alone
+draws the mean of what it is unsure of, so a critic on latents, which sees real ones, sharpens it.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ...diffusion import guided, timesteps_like, trailing_timesteps
+from ...files import replacing
+from .stage import Losses, adam, descend, precision, step_generator, train
+from .teacher import CaptionedDenoiser, schedule
+
+GUIDANCE = 3.0
+TEACHER_STEPS = 16
+BATCH = 64
+LEARNING_RATE = 6e-4
+CRITIC_LEARNING_RATE = 4e-4
+ADVERSARIAL_WEIGHT = 0.05
+CRITIC_FROM = 0.3  # share of the steps after which the critic joins
+SEED = 22
+
+
+@torch.no_grad()
+def teacher_samples(
+    model: CaptionedDenoiser, noise: Tensor, ids: Tensor, empty: Tensor, steps: int, guidance: float
+) -> Tensor:
+    """Latents that the teacher draws from this noise (B, 8, 8, 8) by guided DDIM, as `sampling.denoise` does."""
+    noise_schedule = schedule()
+    timesteps = trailing_timesteps(steps)
+    z = clean = noise
+    with precision(noise.device):
+        text = torch.cat(
+            [model.text(empty).last_hidden_state.expand(len(ids), -1, -1), model.text(ids).last_hidden_state]
+        )
+    for i, moment in enumerate(timesteps):
+        t = timesteps_like(moment, z)
+        with precision(noise.device):
+            both = model.unet(z.repeat(2, 1, 1, 1), t.repeat(2), encoder_hidden_states=text).sample.float()
+        without, with_text = both.chunk(2)
+        prediction = guided(with_text, without, guidance)
+        clean = noise_schedule.to_x0(prediction, z, t)
+        if i + 1 < len(timesteps):
+            epsilon = noise_schedule.to_epsilon(prediction, z, t)
+            z = noise_schedule.add_noise(clean, epsilon, timesteps_like(timesteps[i + 1], z))
+    return clean
+
+
+def pair_noise(start: int, count: int) -> Tensor:
+    """The noise of pairs start..start + count - 1: (count, 8, 8, 8); start is a multiple of a chunk of 256."""
+    return torch.randn(count, 8, 8, 8, generator=step_generator(SEED + 1, start))
+
+
+def make_pairs(folder: Path, model: CaptionedDenoiser, ids: Tensor, empty: Tensor, device: torch.device) -> Tensor:
+    """The teacher's samples for every caption in `ids` (N, 77): float32 (N, 8, 8, 8). Kept in the folder by chunks."""
+    parts = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(ids), 256):
+        path = folder / f"{start:06d}.npy"
+        if not path.is_file():
+            chunk = ids[start : start + 256].to(device)
+            noise = pair_noise(start, len(chunk)).to(device)
+            made = teacher_samples(model, noise, chunk, empty.to(device), TEACHER_STEPS, GUIDANCE)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, made.cpu().half().numpy(), allow_pickle=False)
+        parts.append(torch.from_numpy(np.load(path, allow_pickle=False)).float())
+    return torch.cat(parts)
+
+
+class LatentCritic(nn.Module):
+    """Tells real latents (B, 8, 8, 8) from drawn ones, given the caption: a logit (B,). Only the recipe uses it."""
+
+    def __init__(self, text_width: int, width: int = 96) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            spectral_norm(nn.Conv2d(8, width, 3, padding=1)),
+            nn.SiLU(),
+            spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
+            nn.SiLU(),
+            spectral_norm(nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)),
+            nn.SiLU(),
+            spectral_norm(nn.Conv2d(2 * width, 2 * width, 3, padding=1)),
+            nn.SiLU(),
+        )
+        self.verdict = spectral_norm(nn.Linear(2 * width, 1))
+        self.match = spectral_norm(nn.Linear(text_width, 2 * width))
+
+    def forward(self, z: Tensor, text: Tensor) -> Tensor:
+        """text: (B, 77, width). Projection discriminator (Miyato & Koyama 2018) on the mean over places."""
+        features = self.body(z).mean((2, 3))
+        return self.verdict(features)[:, 0] + (self.match(text.mean(1)) * features).mean(1)
+
+
+def train_student(
+    path: Path,
+    model: CaptionedDenoiser,
+    pairs: Tensor,
+    pair_ids: Tensor,
+    real: Tensor,
+    real_ids: Tensor,
+    steps: int,
+    device: torch.device,
+) -> UNet2DConditionModel:
+    """Train the student; see `train`.
+
+    pairs: what the teacher made of `pair_noise`, (N, 8, 8, 8), for the captions pair_ids (N, 77).
+    real: latents of pictures (M, 8, 8, 8) with their captions real_ids (M, 77), which the critic takes for real.
+    """
+    torch.manual_seed(SEED)
+    student = copy.deepcopy(model.unet).train().requires_grad_(True)
+    critic = LatentCritic(model.unet.config["cross_attention_dim"]).to(device)
+    optimizers = {"student": adam([student], LEARNING_RATE), "critic": adam([critic], CRITIC_LEARNING_RATE)}
+    noise_schedule = schedule()
+    noises = torch.cat([pair_noise(s, min(256, len(pairs) - s)) for s in range(0, len(pairs), 256)])
+
+    def step(number: int, generator: torch.Generator) -> Losses:
+        index = torch.randint(len(pairs), (BATCH,), generator=generator)
+        noise, target = noises[index].to(device), pairs[index].to(device)
+        t = timesteps_like(999, noise)
+        with precision(device):
+            with torch.no_grad():
+                text = model.text(pair_ids[index].to(device)).last_hidden_state
+            prediction = student(noise, t, encoder_hidden_states=text).sample
+            z = noise_schedule.to_x0(prediction.float(), noise, t)
+            mse = F.mse_loss(z, target)
+            if number < CRITIC_FROM * steps:
+                descend(mse, optimizers["student"])
+                return {"mse": mse.detach()}
+            fool = -critic(z, text).float().mean()
+        descend(mse + ADVERSARIAL_WEIGHT * fool, optimizers["student"])
+        other = torch.randint(len(real), (BATCH,), generator=generator)
+        with precision(device):
+            with torch.no_grad():
+                real_text = model.text(real_ids[other].to(device)).last_hidden_state
+            hinge = F.relu(1 - critic(real[other].to(device), real_text).float()).mean()
+            hinge = hinge + F.relu(1 + critic(z.detach(), text).float()).mean()
+        descend(hinge, optimizers["critic"])
+        return {"mse": mse.detach(), "fool": fool.detach(), "critic": hinge.detach()}
+
+    average = train(path, student, optimizers, step, steps=steps, seed=SEED, others={"critic": critic})
+    assert isinstance(average, UNet2DConditionModel)
+    return average

@@ -1,0 +1,380 @@
+"""Runs that begin from adapters: teacher-first, going on, what is refused, and pools of a personalised teacher."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from echodistill_core.adapter.apply import personalised
+from echodistill_core.adapter.file import read_adapter
+from echodistill_core.cli import main
+from echodistill_core.concept.photographs import load_photographs
+from echodistill_core.errors import InputError
+from echodistill_core.models.sources import ModelSources
+from echodistill_core.perception.load import load_backbones
+from echodistill_core.sampling import sample
+from echodistill_core.settings import EchoSettings
+from echodistill_core.training import pools, session
+from echodistill_core.training.events import PoolProgress, StepDone
+from echodistill_core.training.loop import adapters_of
+from echodistill_core.training.pools import TEACHER_POOL_SEED, teacher_pool
+from echodistill_core.training.run import open_run
+from echodistill_core.training.start import read_start, start_files
+from echodistill_core.training.state import needed_backbones, new_state
+from echodistill_core.training.steps import critic_step, student_step, teacher_step
+
+TEACHER_ALONE = {"alignment_weight": 0.0, "adversarial_weight": 0.0, "teacher_lr": 1e-2, "token_lr": 1e-2}
+TEACHER_FIRST = {"teacher_weight": 0.0, "identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
+SOURCES = ModelSources(family="tiny")
+
+
+def silent(event):
+    pass
+
+
+def tree(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def taught(train_tiny, tmp_path_factory):
+    """A finished run in which the teacher alone learned, far enough to be told from its base. Read only."""
+    return train_tiny(tmp_path_factory.mktemp("taught") / "run", seed=3, **TEACHER_ALONE)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(taught):
+    return taught.path("distil", "teacher.safetensors")
+
+
+@pytest.fixture
+def train_from(tiny_family, quick_settings, photographs):
+    """train_from(folder, start, family=None, listen=..., **overrides): session.train with somewhere to begin."""
+
+    def train(folder, start, family=None, listen=silent, **overrides):
+        pictures, settings = load_photographs(photographs), quick_settings(**overrides)
+        return session.train(pictures, family or tiny_family(), settings, SOURCES, folder, listen, start)
+
+    return train
+
+
+@pytest.fixture
+def state_from(tiny_family, quick_settings):
+    """state_from(start, **overrides): a run in memory at step 0 that begins from these files."""
+
+    def make(start, **overrides):
+        family, settings = tiny_family(), quick_settings(**overrides)
+        family.text = family.text.with_placeholders({settings.placeholder: settings.vectors})
+        backbones = load_backbones(needed_backbones(settings), "tiny")
+        return new_state(family, backbones, settings, read_start(start, family, settings))
+
+    return make
+
+
+# --- teacher-first --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_frozen_teacher_is_the_personalised_one_with_the_token_it_learned(
+    state_from, tiny_family, teacher_file, precision
+):
+    state = state_from({"teacher": teacher_file}, precision=precision, **TEACHER_FIRST)
+    plain = tiny_family().to("cpu", {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    z = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    t, prompts = torch.tensor([10, 900]), ["photo of a <new1> dog", "<new1> dog in snow"]
+    before = plain.teacher.unet(z.to(plain.vae.dtype), t, plain.text(["photo", "snow"])).sample
+    with torch.no_grad(), personalised(plain, [read_adapter(teacher_file)], role="teacher") as model:
+        expected, text = model.denoiser.predict(z, t, model.text(prompts)), model.text(prompts)
+        assert torch.equal(state.text(prompts, "teacher"), text)
+        assert torch.equal(state.text(prompts, "student"), text)
+        assert torch.equal(state.family.teacher.predict(z, t, text), expected)
+        changed = model.denoiser.unet(z.to(plain.vae.dtype), t, plain.text(["photo", "snow"])).sample
+    assert (changed - before).abs().max() > 1e-3  # it did learn something
+
+
+def test_only_the_student_learns_and_the_token_stays(state_from, draw_batch, snapshot, changed, teacher_file):
+    state = state_from({"teacher": teacher_file}, teacher_weight=0.0)
+    assert state.token_learns_from == "teacher"
+    before = snapshot(state)
+    for step in range(2):
+        batch = draw_batch(state, step)
+        assert teacher_step(state, batch) == {}
+        losses, made = student_step(state, batch)
+        assert {"identity", "mse", "swd", "alignment", "fool_clip"} <= losses.keys()
+        critic_step(state, batch, made)
+    found = changed(before, snapshot(state))
+    students = {f"student/{n}" for n in state.weights["student"].parameters}
+    assert {n for n in found if not n.startswith("critics/")} == students
+
+
+def test_a_teacher_first_run_ends_with_the_students_adapter_and_the_teachers_token(
+    train_from, tiny_family, snapshot, changed, teacher_file, tmp_path
+):
+    family = tiny_family()
+    before = snapshot(family)
+    run = train_from(tmp_path / "run", {"teacher": teacher_file}, family, **TEACHER_FIRST)
+    assert changed(before, snapshot(family)) == set()  # borrowed
+    assert sorted(p.name for p in run.path("distil").glob("*.safetensors")) == [
+        "checkpoint.safetensors",
+        "student.safetensors",
+    ]
+    student = read_adapter(run.path("distil", "student.safetensors"))
+    assert torch.equal(student.rows, read_adapter(teacher_file).rows)
+    assert max(d.abs().max().item() for d in student.all_deltas().values()) > 0
+    assert (run.folder / "start" / "teacher.safetensors").read_bytes() == teacher_file.read_bytes()
+
+
+def test_without_a_teachers_adapter_the_token_is_still_the_students(state_from, taught):
+    state = state_from({"student": taught.path("distil", "student.safetensors")}, **TEACHER_FIRST)
+    assert state.token_learns_from == "student"
+    assert any(p is state.rows["student"] for p in state.learned("student"))
+
+
+def test_a_text_encoder_not_shared_gives_each_role_its_own_beginning(state_from, tiny_family, teacher_file):
+    state = state_from({"teacher": teacher_file}, share_text_encoder=False, **TEACHER_FIRST)
+    assert torch.equal(state.rows["teacher"].data, read_adapter(teacher_file).rows)
+    assert torch.equal(state.rows["student"].data, tiny_family().text.noun_rows("dog", 1))
+    assert [p is state.rows["student"] for p in state.learned("student")].count(True) == 1
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainable", ["kv+token", "lora+token", "full+token"])
+def test_what_was_learned_is_where_learning_goes_on(train_tiny, state_from, tmp_path, trainable):
+    overrides = {"trainable": trainable, "lora_rank": 2, "mse_weight": 1.0, "identity_weight": 0.0, "swd_weight": 0.0}
+    rates = {"adversarial_weight": 0.0, "teacher_lr": 1e-3, "student_lr": 1e-3, "token_lr": 1e-3}
+    run = train_tiny(tmp_path / "run", **overrides, **rates)
+    files = start_files([run.folder])
+    assert files == {role: run.path("distil", f"{role}.safetensors") for role in ("student", "teacher")}
+    state = state_from(files, **overrides, adversarial_weight=0.0)
+    for role, found in adapters_of(state, "distil", 0).items():
+        expected = read_adapter(files[role])
+        assert torch.equal(found.rows, expected.rows)
+        assert found.factors.keys() == expected.factors.keys()
+        for name, (up, down) in expected.factors.items():
+            assert torch.equal(found.factors[name][0], up)
+            assert torch.equal(found.factors[name][1], down)
+        ours, theirs = found.all_deltas(), expected.all_deltas()
+        assert ours.keys() == theirs.keys()
+        for name, delta in theirs.items():
+            torch.testing.assert_close(ours[name], delta, rtol=0, atol=1e-6)
+        assert max(d.abs().max().item() for d in theirs.values()) > 1e-4
+    assert state.rows["student"] is state.rows["teacher"]
+    assert any(p is state.rows["teacher"] for p in state.learned("teacher"))
+
+
+# --- identity, resuming, the echo -----------------------------------------------------------------
+
+
+def test_the_content_of_a_start_is_part_of_the_runs_identity(train_from, train_tiny, teacher_file, tmp_path):
+    start = {"teacher": teacher_file}
+    run = train_from(tmp_path / "run", start, **TEACHER_FIRST)
+    before = tree(run.folder)
+    elsewhere = tmp_path / "another name.safetensors"
+    shutil.copy(teacher_file, elsewhere)
+    train_from(tmp_path / "run", {"teacher": elsewhere}, **TEACHER_FIRST)
+    assert tree(run.folder) == before
+    other = train_tiny(tmp_path / "other", seed=4, **TEACHER_ALONE).path("distil", "teacher.safetensors")
+    with pytest.raises(InputError, match=r"holds another run: start_teacher is '\w{16}' there and '\w{16}' here"):
+        train_from(tmp_path / "run", {"teacher": other}, **TEACHER_FIRST)
+    with pytest.raises(InputError, match=r"start_teacher is '\w{16}' there and None here"):
+        train_from(tmp_path / "run", None, **TEACHER_FIRST)
+    assert tree(run.folder) == before
+
+
+def test_a_stopped_run_and_its_echo_end_the_same_without_the_original_file(
+    train_from, tiny_family, teacher_file, tmp_path
+):
+    def stop(event):
+        if isinstance(event, StepDone) and event.step == 1:
+            raise KeyboardInterrupt
+
+    mine = tmp_path / "mine.safetensors"
+    shutil.copy(teacher_file, mine)
+    whole = train_from(tmp_path / "whole", {"teacher": mine}, **TEACHER_FIRST)
+    with pytest.raises(KeyboardInterrupt):
+        train_from(tmp_path / "run", {"teacher": mine}, listen=stop, **TEACHER_FIRST)
+    run = train_from(tmp_path / "run", {"teacher": mine}, **TEACHER_FIRST)
+    assert tree(run.folder) == tree(whole.folder)
+    mine.unlink()
+    settings = EchoSettings(iterations=2, pool_size=1)
+    session.echo(whole, tiny_family(), settings, silent)
+    with pytest.raises(KeyboardInterrupt):
+        session.echo(run, tiny_family(), settings, stop)
+    session.echo(run, tiny_family(), settings, silent)
+    assert tree(run.folder) == tree(whole.folder)
+    echoed = read_adapter(run.path("echo", "student.safetensors"))
+    assert torch.equal(echoed.rows, read_adapter(teacher_file).rows)
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_an_echo_needs_the_file_that_the_run_began_from(train_from, tiny_family, teacher_file, tmp_path, damage):
+    run = train_from(tmp_path / "run", {"teacher": teacher_file}, **TEACHER_FIRST)
+    kept = run.folder / "start" / "teacher.safetensors"
+    if damage == "gone":
+        kept.unlink()
+    else:
+        kept.write_bytes(run.path("distil", "student.safetensors").read_bytes())
+    expected = "was changed since training" if damage == "changed" else "cannot be read"
+    with pytest.raises(InputError, match=rf"teacher\.safetensors {expected}"):
+        session.echo(open_run(run.folder), tiny_family(), EchoSettings(pool_size=1), silent)
+
+
+# --- what is refused, before anything is computed or written --------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("role", "overrides", "message"),
+    [
+        ("student", {}, "belongs to the teacher, but the student is to wear it"),
+        ("teacher", {"placeholder": "<new2>"}, "was trained with placeholder '<new1>', but this run has '<new2>'"),
+        ("teacher", {"class_noun": "cat"}, "was trained with class_noun 'dog', but this run has 'cat'"),
+        ("teacher", {"vectors": 2}, "has 1 token rows, but setting vectors is 2"),
+        ("teacher", {"teacher_weight": 1.0, "trainable": "token"}, "does not learn with trainable token"),
+        ("teacher", {"teacher_weight": 1.0, "trainable": "lora"}, "a full difference for .* low-rank updates of rank"),
+        ("teacher", {"trainable": "token"}, "nothing would learn with trainable token"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    train_from, teacher_file, tmp_path, monkeypatch, role, overrides, message
+):
+    monkeypatch.setattr(session, "load_backbones", lambda *args: pytest.fail("something was begun"))
+    with pytest.raises(InputError, match=message):
+        train_from(tmp_path / "run", {role: teacher_file}, **{**TEACHER_FIRST, **overrides})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_on_another_base_is_refused(train_from, tiny_family, teacher_file, tmp_path):
+    family = tiny_family()
+    other = tiny_family(teacher=replace(family.teacher, fingerprint="0" * 16))
+    with pytest.raises(InputError, match=r"trained on another base model .* begin from an adapter of these models"):
+        train_from(tmp_path / "run", {"teacher": teacher_file}, other, **TEACHER_FIRST)
+    alone = {"teacher_weight": 0.0, "alignment_weight": 0.0}  # which need no teacher but for its token
+    with pytest.raises(InputError, match="need a teacher and none was given"):
+        train_from(tmp_path / "run", {"teacher": teacher_file}, tiny_family(teacher=None), **alone)
+    assert not (tmp_path / "run").exists()
+
+
+def test_low_rank_updates_of_another_rank_are_refused(train_tiny, train_from, tmp_path):
+    low = {"trainable": "lora", "alignment_weight": 0.0, "adversarial_weight": 0.0, "iterations": 1}
+    run = train_tiny(tmp_path / "low", lora_rank=2, **low)
+    with pytest.raises(InputError, match=r"holds updates of rank 2 for .* low-rank updates of rank 3"):
+        train_from(tmp_path / "run", start_files([run.folder]), lora_rank=3, **low)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_tokens_cannot_become_one(train_tiny, train_from, tmp_path):
+    own = {"share_text_encoder": False, "identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
+    start = start_files([train_tiny(tmp_path / "own", **own).folder])
+    with pytest.raises(InputError, match="hold different tokens, but the run is to share one"):
+        train_from(tmp_path / "run", start, **{**own, "share_text_encoder": True})
+    state = train_from(tmp_path / "run", start, iterations=1, **own)
+    assert state.is_finished("distil")
+
+
+def test_files_are_found_by_run_and_role(taught, teacher_file, tmp_path):
+    assert start_files([teacher_file]) == {"teacher": teacher_file}
+    assert start_files([]) == {}
+    student = taught.path("distil", "student.safetensors")
+    assert start_files([student, teacher_file]) == {"teacher": teacher_file, "student": student}
+    with pytest.raises(InputError, match=r"both .*teacher\.safetensors and .*teacher\.safetensors are for the teacher"):
+        start_files([taught.folder, teacher_file])
+    with pytest.raises(InputError, match="does not exist"):
+        start_files([tmp_path / "nothing"])
+    with pytest.raises(InputError, match="is no run folder"):
+        start_files([tmp_path])
+    copy = shutil.copytree(taught.folder, tmp_path / "copy")
+    (copy / "distil" / "teacher.safetensors").unlink()
+    with pytest.raises(InputError, match="has no finished stage to begin from"):
+        start_files([copy])
+
+
+# --- pools of a personalised teacher --------------------------------------------------------------
+
+
+def test_a_teachers_pool_is_what_the_personalised_teacher_samples(taught, tiny_family, teacher_file, tmp_path):
+    family, events, folder = tiny_family(), [], tmp_path / "pool"
+    pictures = teacher_pool(taught, family, folder, 2, events.append, steps=3)
+    assert [(e.done, e.size) for e in events] == [(1, 2), (2, 2)]
+    with personalised(tiny_family(), [read_adapter(teacher_file)], role="teacher") as model:
+        for i, prompt in enumerate(("photo of a <new1> dog", "photo of the <new1> dog")):
+            expected = sample(model, [prompt], seed=3 + TEACHER_POOL_SEED + i, steps=3, guidance=7.5)[0]
+            stored = torch.from_numpy(np.array(pictures[i].image)).permute(2, 0, 1).float()
+            assert ((expected + 1) * 127.5 - stored).abs().max().item() < 0.52
+    # As a folder they are photographs like any others, and a second call reads them.
+    assert [p.image.tobytes() for p in load_photographs(folder)] == [p.image.tobytes() for p in pictures]
+    events.clear()
+    again = teacher_pool(taught, family, folder, 2, events.append, steps=3)
+    assert [p.image.tobytes() for p in again] == [p.image.tobytes() for p in pictures]
+    assert events == []
+
+
+def test_a_teachers_pool_goes_on_where_it_stopped_and_gives_the_family_back(
+    taught, tiny_family, snapshot, changed, tmp_path, monkeypatch
+):
+    family = tiny_family()
+    before = snapshot(family)
+
+    def stop(event):
+        if isinstance(event, PoolProgress) and event.done == 1:
+            raise KeyboardInterrupt
+
+    how = {"steps": 2, "prompts": ["<new1> dog in snow"], "guidance": 1.0}
+    with pytest.raises(KeyboardInterrupt):
+        teacher_pool(taught, family, tmp_path / "pool", 2, stop, **how)
+    assert changed(before, snapshot(family)) == set()
+    made = []
+    monkeypatch.setattr(pools, "sample", lambda *args, **more: made.append(args[1]) or sample(*args, **more))
+    stopped = teacher_pool(taught, family, tmp_path / "pool", 2, silent, **how)
+    assert made == [["<new1> dog in snow"]]
+    whole = teacher_pool(taught, family, tmp_path / "whole", 2, silent, **how)
+    assert [p.image.tobytes() for p in stopped] == [p.image.tobytes() for p in whole]
+    assert tree(tmp_path / "pool") == tree(tmp_path / "whole")
+
+
+def test_pools_that_are_not_ours_are_left_alone(taught, tiny_family, photographs, tmp_path):
+    mine = shutil.copytree(photographs, tmp_path / "mine")
+    before = tree(mine)
+    with pytest.raises(InputError, match="is not empty and holds no pool"):
+        teacher_pool(taught, tiny_family(), mine, 1, silent, steps=1)
+    assert tree(mine) == before
+    teacher_pool(taught, tiny_family(), tmp_path / "pool", 1, silent, steps=1)
+    for other in ({"steps": 2}, {"guidance": 2.0}, {"prompts": ["a <new1> dog"]}):
+        with pytest.raises(InputError, match="holds another pool"):
+            teacher_pool(taught, tiny_family(), tmp_path / "pool", 1, silent, **{"steps": 1, **other})
+    with pytest.raises(InputError, match="does not contain the placeholder"):
+        teacher_pool(taught, tiny_family(), tmp_path / "pool", 1, silent, prompts=["a dog"])
+    (tmp_path / "pool" / "pool.json").write_text("{")
+    with pytest.raises(InputError, match=r"pool\.json cannot be read"):
+        teacher_pool(taught, tiny_family(), tmp_path / "pool", 1, silent, steps=1)
+
+
+def test_a_run_without_a_teachers_adapter_makes_no_pool(train_from, tiny_family, teacher_file, tmp_path):
+    run = train_from(tmp_path / "run", {"teacher": teacher_file}, iterations=1, **TEACHER_FIRST)
+    with pytest.raises(InputError, match=r"has no distil/teacher\.safetensors; expected a finished run whose teacher"):
+        teacher_pool(run, tiny_family(), tmp_path / "pool", 1, silent)
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_train_begins_from_a_run_and_echo_goes_on(photographs, taught, tmp_path, capsys):
+    flags = ["--photos", str(photographs), "--class-noun", "dog", "--family", "tiny", "--device", "cpu"]
+    weights = ["--teacher-weight", "0", "--identity-weight", "0", "--swd-weight", "0", "--adversarial-weight", "0"]
+    folder = tmp_path / "run"
+    train = ["train", *flags, *weights, "--iterations", "1", "--preview-every", "0", "--out", str(folder)]
+    assert main([*train, "--start-from", str(taught.folder)]) == 0
+    identity = json.loads((folder / "run.json").read_text())["identity"]
+    assert {"start_teacher", "start_student"} <= identity.keys()
+    assert sorted(p.name for p in (folder / "start").iterdir()) == ["student.safetensors", "teacher.safetensors"]
+    assert main(["echo", str(folder), "--iterations", "1", "--pool-size", "1"]) == 0
+    with Image.open(folder / "echo" / "pool" / "000.png") as picture:
+        assert picture.size == (64, 64)
+    capsys.readouterr()
+    assert main([*train, "--start-from", str(tmp_path / "none")]) == 2
+    assert "none does not exist" in capsys.readouterr().err
