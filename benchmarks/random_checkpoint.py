@@ -138,11 +138,15 @@ def write_folder(folder: Path, role: str, networks: Networks, architecture: Arch
     )
 
 
+# The layers of the VAE's attention: diffusers' names today, and those of the published files.
+_VAE_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+
 def _published_vae_name(name: str) -> str:
     if ".attentions." not in name:
         return name
-    for now, then in ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")):
-        name = name.replace(now, then)
+    for today, published in _VAE_ATTENTION.items():
+        name = name.replace(today, published)
     return name
 
 

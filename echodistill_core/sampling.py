@@ -12,6 +12,8 @@ from .diffusion import guided, timesteps_like, trailing_timesteps
 from .errors import InputError
 from .models.family import Denoiser, Family
 
+TEACHER_STEPS = 25  # the paper's steps of the teacher
+
 
 def draw_noise(family: Family, count: int, height: int, width: int, seed: int) -> Tensor:
     """Unit noise (count, 4, height/8, width/8), float32 on the CPU. Image i has the noise of seed + i alone.

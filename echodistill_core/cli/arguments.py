@@ -36,7 +36,12 @@ def build_parser() -> Parser:
     parser = Parser(prog="echodistill", description="Personalise a one-step image model from a few photographs.")
     parser.add_argument("--version", action="version", version=f"echodistill {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
+    for add in (_add_demo, _add_train, _add_echo, _add_sample, _add_info, _add_export, _add_bench, _add_download):
+        add(commands)
+    return parser
 
+
+def _add_demo(commands: Any) -> None:
     demo = _command(commands, "demo", "see it work: learn one thing with the small models that come along, in minutes")
     demo.add_argument(
         "--photos", nargs="+", default=[], metavar="PATH", help="learn these instead: a folder, or image files"
@@ -46,6 +51,8 @@ def build_parser() -> Parser:
     )
     add_settings(demo, DemoSettings)
 
+
+def _add_train(commands: Any) -> None:
     train = _command(commands, "train", "learn a concept from photographs: the distillation stage", WHAT_WINS)
     train.add_argument("--photos", required=True, nargs="+", metavar="PATH", help="a folder, or image files")
     train.add_argument("--out", default="", metavar="DIR", help="run folder; the default is named after the concept")
@@ -60,18 +67,21 @@ def build_parser() -> Parser:
     add_settings(train, TrainSettings)
     add_settings(train, ModelSources)
 
+
+def _add_echo(commands: Any) -> None:
     echo = _command(commands, "echo", "let the student's own samples teach both models: the echoing stage", WHAT_WINS)
     echo.add_argument("run", metavar="RUN", help="run folder of a finished train")
     add_settings(echo, EchoSettings)
     add_settings(echo, TrainSettings, only=COMPUTING)
 
+
+def _add_sample(commands: Any) -> None:
     sample = _command(commands, "sample", "make pictures with a run or with adapter files")
     sample.add_argument("run", nargs="?", default="", metavar="RUN", help="run folder, or leave out and give --adapter")
     sample.add_argument("--adapter", nargs="+", default=[], metavar="FILE", help="adapter files, worn together")
     sample.add_argument("--prompt", nargs="+", required=True, help="one or more prompts with the placeholder in them")
     sample.add_argument("--out", default="sample.png", metavar="FILE", help="picture to write; several get numbers")
-    sample.add_argument("--stage", choices=("auto", "distil", "echo"), default="auto", help="the run's latest, or one")
-    sample.add_argument("--role", choices=("student", "teacher"), default="student", help="which model draws")
+    _add_choice_of_adapter(sample, role="which model draws")
     sample.add_argument("--steps", type=int, default=0, help="1, 2 or 4; 0 is 1 for the student, 25 for the teacher")
     sample.add_argument("--batch", type=int, default=1, help="pictures for each prompt")
     sample.add_argument("--seed", type=int, default=0, help="of the first picture; each next one adds 1")
@@ -83,15 +93,18 @@ def build_parser() -> Parser:
     sample.add_argument("--strength", type=float, nargs="+", default=[], help="of each adapter; 0 is the base model")
     sample.add_argument("--image", default="", metavar="FILE", help="picture to begin from")
     sample.add_argument("--denoise", type=float, default=0.5, help="how much of --image is redrawn, 0 to 1")
-    sample.add_argument("--any-base", action="store_true", help="allow an adapter on another checkpoint of its shapes")
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     sample.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="what the models compute in")
     add_settings(sample, ModelSources)
 
+
+def _add_info(commands: Any) -> None:
     info = _command(commands, "info", "say what is in an adapter file or a run folder")
     info.add_argument("path", metavar="PATH", help="adapter file or run folder")
     info.add_argument("--json", action="store_true", help="as JSON, for programs")
 
+
+def _add_export(commands: Any) -> None:
     export = _command(commands, "export", "write a run or adapter for tools that know no difference keys")
     export.add_argument("path", metavar="PATH", help="run folder or adapter file")
     export.add_argument(
@@ -99,11 +112,11 @@ def build_parser() -> Parser:
     )
     export.add_argument("--out", required=True, metavar="PATH", help="file (lora) or new folder (merged)")
     export.add_argument("--rank", type=int, default=32, help="rank of the LoRA; each matrix's error is reported")
-    export.add_argument("--stage", choices=("auto", "distil", "echo"), default="auto", help="the run's latest, or one")
-    export.add_argument("--role", choices=("student", "teacher"), default="student", help="which model's adapter")
-    export.add_argument("--any-base", action="store_true", help="allow an adapter on another checkpoint of its shapes")
+    _add_choice_of_adapter(export, role="which model's adapter")
     add_settings(export, ModelSources)
 
+
+def _add_bench(commands: Any) -> None:
     bench = _command(commands, "bench", "train and judge the method, its baselines and ablations, and write a report")
     bench.add_argument("--suite", choices=("miniature",), default="miniature", help="what is measured")
     bench.add_argument("--quick", action="store_true", help="a few iterations of a few methods, to see that it runs")
@@ -115,6 +128,8 @@ def build_parser() -> Parser:
     bench.add_argument("--development", action="store_true", help="on the concepts that settings are chosen with")
     bench.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one a core")
 
+
+def _add_download(commands: Any) -> None:
     download = _command(commands, "download", "get checkpoints and backbones from the hub, after showing what they are")
     download.add_argument(
         "names", nargs="+", metavar="NAME", help="a bundle (sd-turbo-family) or single models (dinov2)"
@@ -122,7 +137,13 @@ def build_parser() -> Parser:
     download.add_argument("--endpoint", default=None, metavar="URL", help="a mirror of the hub")
     download.add_argument("--cache-dir", default=None, metavar="DIR", help="in place of the hub's own cache folder")
     download.add_argument("--yes", action="store_true", help="do not ask before starting")
-    return parser
+
+
+def _add_choice_of_adapter(parser: Parser, role: str) -> None:
+    """Which of a run's adapters, for `commands._adapters_and_sources`. role: help on --role."""
+    parser.add_argument("--stage", choices=("auto", "distil", "echo"), default="auto", help="the run's latest, or one")
+    parser.add_argument("--role", choices=("student", "teacher"), default="student", help=role)
+    parser.add_argument("--any-base", action="store_true", help="allow an adapter on another checkpoint of its shapes")
 
 
 def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,16 +9,13 @@ import json
 import os
 import re
 import sys
-import warnings
 import webbrowser
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
-from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ..adapter.apply import personalised
@@ -32,15 +29,17 @@ from ..models.family import Family
 from ..models.open import open_family
 from ..models.sources import FAMILIES, ModelSources, settings_for
 from ..reporting import RunPictures, save_picture, to_pictures
+from ..sampling import TEACHER_STEPS
 from ..sampling import sample as sample_images
 from ..settings import EchoSettings, TrainSettings, determining, from_options
 from ..training import session
-from ..training.run import STAGES, Run, fingerprint_of, open_run
+from ..training.identity import fingerprint_of
+from ..training.run import STAGES, Run, open_run
 from ..training.start import start_files
 from ..training.state import DTYPES, needs_teacher, pick_device
 from .arguments import COMPUTING, given
 from .facts import adapter_facts, lines, run_facts
-from .progress import ProgressBar, has_display, stoppable
+from .progress import ProgressBar, has_display, say, shown_warnings, stoppable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -53,24 +52,24 @@ def demo(options: argparse.Namespace) -> None:
 
     settings = from_options(DemoSettings, given(options, DemoSettings))
     pick_device(settings.device)
-    with _shown_warnings():
+    with shown_warnings():
         lesson = choose(settings, options.photos)
     plain = not lesson.photos and determining(settings) == determining(DemoSettings())
     name = "demo" if plain else f"demo-{_name(lesson.class_noun, determining(settings), lesson.photographs)}"
     folder = Path(options.out) if options.out else Path("runs") / name
-    check_folder(folder)
-    _say(f"{lesson.title}: {len(lesson.photographs)} photographs -> {folder}")
+    check_folder(folder, lesson, settings)
+    say(f"{lesson.title}: {_counted(lesson.photographs)} -> {folder}")
     bar = ProgressBar()
 
     def tell(text: str) -> None:
         bar.close()
-        _say(text)
+        say(text)
 
-    with _shown_warnings(), stoppable([bar]) as listen:
+    with shown_warnings(), stoppable([bar]) as listen:
         page = learn(lesson, settings, folder, listen, tell)
     if settings.open and sys.stdout.isatty() and has_display():
         webbrowser.open(page.resolve().as_uri())
-    _say(f"done: open {page} in a browser")
+    say(f"done: open {page} in a browser")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -80,13 +79,12 @@ def train(options: argparse.Namespace) -> None:
     session.check_concept(settings)
     pick_device(settings.device)
     start = start_files(options.start_from)
-    with _shown_warnings():
+    with shown_warnings():
         paths = options.photos if len(options.photos) > 1 else options.photos[0]
         photographs = load_photographs(paths, settings.max_photographs)
         family = _family(sources, with_teacher=needs_teacher(settings, start))
     folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs, start)
-    noun = settings.class_noun
-    _say(f"{noun}: {len(photographs)} photograph{'s' if len(photographs) > 1 else ''} -> {folder}")
+    say(f"{settings.class_noun}: {_counted(photographs)} -> {folder}")
     with stoppable([ProgressBar(), RunPictures(folder)]) as listen:
         run = session.train(photographs, family, settings, sources, folder, listen, start)
     _finished(run, "distil")
@@ -99,7 +97,7 @@ def echo(options: argparse.Namespace) -> None:
     own = given(options, TrainSettings)
     run.record["settings"].update({name: own[name] for name in COMPUTING if name in own})
     distil = run.settings
-    with _shown_warnings():
+    with shown_warnings():
         family = _family(run.sources, with_teacher=needs_teacher(distil, run.start_files()))
     with stoppable([ProgressBar(), RunPictures(run.folder)]) as listen:
         run = session.echo(run, family, settings, listen)
@@ -116,7 +114,7 @@ def sample(options: argparse.Namespace) -> None:
     out = Path(options.out)
     _check_sampling(options, out)
     device = pick_device(options.device)
-    with _shown_warnings():
+    with shown_warnings():
         family = _family(sources, with_teacher=teacher).to(device, DTYPES[options.precision])
     start = _start_picture(options, family)
     prompts = [prompt for prompt in options.prompt for _ in range(options.batch)]
@@ -125,7 +123,7 @@ def sample(options: argparse.Namespace) -> None:
             model,
             prompts,
             seed=options.seed,
-            steps=options.steps or (25 if teacher else 1),
+            steps=options.steps or (TEACHER_STEPS if teacher else 1),
             height=options.height,
             width=options.width,
             guidance=options.guidance or (settings_for(TrainSettings, {}, sources).guidance_scale if teacher else 1.0),
@@ -137,7 +135,7 @@ def sample(options: argparse.Namespace) -> None:
         path = out if len(pictures) == 1 else out.with_stem(f"{out.stem}_{i:03d}")
         replaced = " (replaced)" if path.exists() else ""
         save_picture(path, picture)
-        _say(f"{path}{replaced}: {prompts[i]!r}, seed {options.seed + i}")
+        say(f"{path}{replaced}: {prompts[i]!r}, seed {options.seed + i}")
 
 
 def info(options: argparse.Namespace) -> None:
@@ -163,14 +161,14 @@ def export(options: argparse.Namespace) -> None:
     assert denoiser is not None
     if options.to == "merged":
         export_merged(out, adapters[0], family, any_base=options.any_base)
-        _say(f"{out}: load it with diffusers' StableDiffusionPipeline.from_pretrained")
+        say(f"{out}: load it with diffusers' StableDiffusionPipeline.from_pretrained")
         return
     errors = export_lora(out, adapters[0], family.architecture, denoiser.unet.state_dict(), options.rank)
     for name, error in errors.items():
         print(f"{error:10.3e}  {name}")
     worst = max(errors.values(), default=0.0)
-    _say(f"{out}: {len(errors)} matrices at rank {options.rank}, worst relative error {worst:.3g}")
-    _say(f"{token_path(out)}: the token {adapters[0].placeholder}, for load_textual_inversion")
+    say(f"{out}: {len(errors)} matrices at rank {options.rank}, worst relative error {worst:.3g}")
+    say(f"{token_path(out)}: the token {adapters[0].placeholder}, for load_textual_inversion")
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -178,14 +176,15 @@ def bench(options: argparse.Namespace) -> None:
     from ..evaluation import suites
 
     suite = suites.QUICK if options.quick else suites.MINIATURE
-    if options.seeds < 0 or options.workers < 0:
-        raise InputError("seeds and workers are counts; expected 0 or more of each.")
+    for name, default in (("seeds", "the suite's own number"), ("workers", "one a core")):
+        if getattr(options, name) < 0:
+            raise InputError(f"{name} is {getattr(options, name)}; expected 1 or more, or 0 for {default}.")
     suite = suites.chosen(suite, trainings=options.trainings, seeds=options.seeds, development=options.development)
     folder = Path(options.out or ("runs/bench-quick" if options.quick else "runs/bench"))
     command = " ".join(["echodistill", *sys.argv[1:]])
     workers = options.workers or os.cpu_count() or 1
-    for path in suites.bench(folder, suite, workers=workers, command=command, say=_say):
-        _say(f"{path}")
+    for path in suites.bench(folder, suite, workers=workers, command=command, say=say):
+        say(f"{path}")
 
 
 def download(options: argparse.Namespace) -> None:
@@ -201,10 +200,10 @@ def download(options: argparse.Namespace) -> None:
         if not sys.stdin.isatty():
             raise InputError("nothing was downloaded: nobody is there to agree; add --yes to start without asking.")
         if input("Download now? [y/N] ").strip().lower() not in ("y", "yes"):
-            _say("nothing was downloaded")
+            say("nothing was downloaded")
             return
     for name, folder in fetch(planned, options.endpoint, options.cache_dir).items():
-        _say(f"{name}: {folder}")
+        say(f"{name}: {folder}")
 
 
 def _adapters_and_sources(options: argparse.Namespace) -> tuple[list[Adapter], ModelSources]:
@@ -262,7 +261,7 @@ def _start_picture(options: argparse.Namespace, family: Family) -> Tensor | None
 def _family(sources: ModelSources, *, with_teacher: bool) -> Family:
     family = open_family(sources, with_teacher=with_teacher)
     for warning in family.warnings:
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     return family
 
 
@@ -282,35 +281,22 @@ def _name(class_noun: str, identity: Mapping[str, Any], photographs: Sequence[Ph
     return f"{noun}-{fingerprint_of({**identity, 'photographs': contents})[:8]}"
 
 
+def _counted(photographs: Sequence[Photograph]) -> str:
+    return f"{len(photographs)} photograph{'s' if len(photographs) > 1 else ''}"
+
+
 def _finished(run: Run, stage: str) -> None:
     figures = run.record["finished"][stage]
-    _say(f"{run.path(stage)}: finished after {figures['iterations']} iterations")
+    say(f"{run.path(stage)}: finished after {figures['iterations']} iterations")
     for path in sorted(run.path(stage).glob("*.safetensors")):
         if path.name != "checkpoint.safetensors":
-            _say(f"  {path} ({path.stat().st_size / 1e6:.1f} MB)")
+            say(f"  {path} ({path.stat().st_size / 1e6:.1f} MB)")
     name = run.settings.placeholder
     echo = f"echodistill echo {run.folder}, or " if stage == "distil" and not run.is_finished("echo") else ""
-    _say(f'next: {echo}echodistill sample {run.folder} --prompt "a {name} {run.settings.class_noun} on the beach"')
-
-
-@contextmanager
-def _shown_warnings() -> Iterator[None]:
-    """Print this package's warnings as one line each instead of Python's two with a source line."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            for w in caught:
-                if w.category is UserWarning:
-                    _say(f"warning: {w.message}")
+    say(f'next: {echo}echodistill sample {run.folder} --prompt "a {name} {run.settings.class_noun} on the beach"')
 
 
 # diffusers and transformers report every cast and deprecation; what matters is checked here and said in one sentence.
 diffusers_logging.set_verbosity_error()
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
-
-
-def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)

@@ -23,6 +23,19 @@ def adapter_facts(adapter: Adapter) -> dict[str, Any]:
     return facts
 
 
+def run_facts(run: Run) -> dict[str, Any]:
+    """What is in a run folder, by name; JSON values."""
+    facts = {k: run.record[k] for k in ("fingerprint", "photographs", "finished", "echo", "sources", "settings")}
+    facts["start_from"] = {role: str(path.relative_to(run.folder)) for role, path in run.start_paths.items()}
+    facts["adapters"] = [
+        str(p.relative_to(run.folder))
+        for stage in STAGES
+        for p in sorted(run.path(stage).glob("*.safetensors"))
+        if p.name != "checkpoint.safetensors"
+    ]
+    return facts
+
+
 def _from_json(text: str) -> Any:
     """The mapping that a text of metadata holds as JSON, or the text itself."""
     try:
@@ -48,17 +61,5 @@ def _brief(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_brief, value))
+        return ", ".join(map(_brief, value)) or "none"
     return "none" if value is None or value == {} else str(value)
-
-
-def run_facts(run: Run) -> dict[str, Any]:
-    """What is in a run folder, by name; JSON values."""
-    facts = {k: run.record[k] for k in ("fingerprint", "photographs", "finished", "echo", "sources", "settings")}
-    facts["adapters"] = [
-        str(p.relative_to(run.folder))
-        for stage in STAGES
-        for p in sorted(run.path(stage).glob("*.safetensors"))
-        if p.name != "checkpoint.safetensors"
-    ]
-    return facts

@@ -1,10 +1,11 @@
-"""What a terminal shows while a run trains, and how Ctrl-C stops it between two iterations."""
+"""What a terminal shows while a command runs, and how Ctrl-C stops training between two iterations."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -61,7 +62,7 @@ def stoppable(listeners: list[Listener]) -> Iterator[Listener]:
         if stop:
             raise KeyboardInterrupt
         stop = True
-        tqdm.write("stopping after this iteration; Ctrl-C again stops at once", file=sys.stderr)
+        say("stopping after this iteration; Ctrl-C again stops at once")
 
     def listen(event: Event) -> None:
         for listener in listeners:
@@ -77,6 +78,24 @@ def stoppable(listeners: list[Listener]) -> Iterator[Listener]:
         for listener in listeners:
             if isinstance(listener, ProgressBar):
                 listener.close()
+
+
+def say(text: str) -> None:
+    """Print a line to standard error, above a progress bar where there is one."""
+    tqdm.write(text, file=sys.stderr)
+
+
+@contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Print this package's warnings as one line each instead of Python's two with a source line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for w in caught:
+                if w.category is UserWarning:
+                    say(f"warning: {w.message}")
 
 
 def has_display() -> bool:

@@ -18,13 +18,12 @@ from torch import Tensor
 from ..adapter.apply import personalised
 from ..adapter.file import read_adapter
 from ..concept.augment import to_unit
-from ..errors import InputError
-from ..files import remove_leftovers, write_json, write_text
-from ..miniature.judges import Judges, load_judges
+from ..files import write_json, write_text
+from ..miniature.judges import load_judges
 from ..models.family import Family
 from ..models.open import open_family
 from ..models.sources import ModelSources, settings_for
-from ..sampling import sample
+from ..sampling import TEACHER_STEPS, sample
 from ..settings import EchoSettings, TrainSettings
 from ..training import session
 from ..training.events import Listener
@@ -37,10 +36,8 @@ from .settings import DemoSettings
 
 PAGE = "index.html"
 RECORD = "demo.json"
-TEACHER_STEPS = 25
-# What every demo changes in the defaults of both stages: its page shows the pictures, and a killed one resumes near.
+# What every demo changes in the defaults of training: its page shows the pictures, and a killed one resumes near.
 RUN_SETTINGS: dict[str, Any] = {"preview_every": 0, "checkpoint_every": 50}
-ECHO_SETTINGS: dict[str, Any] = {}
 
 Tell = Callable[[str], None]
 
@@ -85,10 +82,10 @@ def learn(lesson: Lesson, settings: DemoSettings, folder: Path, listen: Listener
 
     listen: hears both stages, as `session.train` calls it. tell: is given a line at the beginning of every phase.
     Returns the page's path. Raises InputError before anything is computed where an input does not fit or the folder
-    holds something else.
+    holds something else (`check_folder`).
     """
     device = pick_device(settings.device)
-    check_folder(folder)
+    check_folder(folder, lesson, settings)
     train_settings, echo_settings = stage_settings(lesson, settings)
     placeholder = train_settings.placeholder
     prompts, plain = lesson.prompts(placeholder), lesson.prompts()
@@ -123,7 +120,7 @@ def learn(lesson: Lesson, settings: DemoSettings, folder: Path, listen: Listener
     began = time.monotonic()
 
     def column(title: str, note: str, images: Tensor) -> Column:
-        return Column(title, note, images, _scores(judges, lesson, images, plain, references))
+        return Column(title, note, images, score(judges, lesson, images, plain, references) if judges else {})
 
     page = Page(
         lesson=lesson,
@@ -157,17 +154,13 @@ def stage_settings(lesson: Lesson, settings: DemoSettings) -> tuple[TrainSetting
     asked = {"iterations": settings.iterations, "seed": settings.seed, "device": settings.device}
     return (
         settings_for(TrainSettings, {**RUN_SETTINGS, **asked, "class_noun": lesson.class_noun}, sources),
-        settings_for(EchoSettings, {**ECHO_SETTINGS, "iterations": settings.echo_iterations}, sources),
+        settings_for(EchoSettings, {"iterations": settings.echo_iterations}, sources),
     )
 
 
-def check_folder(folder: Path) -> None:
-    """Raise InputError where a demo's folder is a file, or holds anything but a run."""
-    remove_leftovers(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out folder {folder} is a file; expected a new or empty folder.")
-    if folder.is_dir() and not (folder / "run.json").is_file() and any(folder.iterdir()):
-        raise InputError(f"out folder {folder} is not empty and holds no demo; choose a new or empty folder.")
+def check_folder(folder: Path, lesson: Lesson, settings: DemoSettings) -> None:
+    """Raise InputError where the folder is a file, or holds the run of another demo or anything else."""
+    session.check_folder(folder, lesson.photographs, *stage_settings(lesson, settings))
 
 
 def machine(device: torch.device) -> str:
@@ -220,9 +213,3 @@ def _state(folder: Path, stage: str, iterations: int) -> str:
         return "found finished"
     begun = (folder / stage / "checkpoint.safetensors").is_file()
     return f"{iterations} iterations" + (", going on from the last checkpoint" if begun else "")
-
-
-def _scores(
-    judges: Judges | None, lesson: Lesson, images: Tensor, prompts: Sequence[str], references: Tensor
-) -> dict[str, float]:
-    return {} if judges is None else score(judges, lesson, images, prompts, references)

@@ -46,8 +46,8 @@ class Lesson:
 def choose(settings: DemoSettings, photos: Sequence[str]) -> Lesson:
     """The lesson that these settings ask for: the user's photographs where there are any, otherwise a concept.
 
-    Raises InputError for a concept that is none, photographs without a class noun or that cannot be read, and for
-    both a class noun and no photographs.
+    Raises InputError for a concept that is none, for a concept beside photographs, for photographs without a class noun
+    or that cannot be read, and for a class noun without photographs.
     """
     noun = " ".join(settings.class_noun.split())
     if not photos:
@@ -67,8 +67,8 @@ def choose(settings: DemoSettings, photos: Sequence[str]) -> Lesson:
             "class_noun is empty; expected what the photographs show, in one or a few words, for instance "
             "--class-noun dog."
         )
-    paths: str | list[str] = photos[0] if len(photos) == 1 else list(photos)
-    return Lesson(f"your {noun}", noun, load_photographs(paths), photos=tuple(str(Path(p)) for p in photos))
+    found = load_photographs(photos[0] if len(photos) == 1 else photos)
+    return Lesson(f"your {noun}", noun, found, photos=tuple(str(Path(p)) for p in photos))
 
 
 def _of_concept(name: str) -> Lesson:
@@ -78,12 +78,11 @@ def _of_concept(name: str) -> Lesson:
             f"there is no concept {name!r} for a demo; expected one of {', '.join(known)}{nearest(name, known)}."
         )
     concept: Concept = known[name]
-    thing = concept.subject
-    words = describe(thing)
+    words = describe(concept.subject)
     return Lesson(
         title=f"{'an' if words[0] in 'aeiou' else 'a'} {words}",
         class_noun=concept.class_noun,
         photographs=photographs(concept),
-        attributes={n: getattr(thing, n) for n in ("shape", "color", "second", "pattern", "emblem")},
+        attributes=concept.attributes,
         shown=concept.contexts,
     )

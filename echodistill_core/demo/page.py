@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..concept.prompts import subject
-from ..evaluation.style import STYLE
+from ..evaluation.style import document
 from ..miniature.world import CONTEXTS, SHAPES
 from ..reporting import to_pictures
 from .curves import Rows, curves
@@ -29,6 +29,7 @@ SCORES: dict[str, tuple[str, str]] = {
     "attributes": ("thing", "Share of shape, colours, pattern and emblem that a classifier finds right."),
     "context": ("place", "Share of pictures in the place that the prompt names, to the same classifier."),
 }
+_STAGES = {"distil": "of distillation", "echo": "of echo"}
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,9 @@ def render(page: Page) -> str:
         "What to expect of a miniature": "".join(f"<p>{html.escape(text)}</p>" for text in expectations(page)),
         "Next": _next(page),
     }
+    head = f"<header><h1>{html.escape(title)}</h1>{_lead(page)}</header>\n"
     body = "\n".join(f"<section><h2>{name}</h2>{text}</section>" for name, text in sections.items() if text)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{html.escape(title)}</title>\n'
-        f"<style>{STYLE}{DEMO_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{html.escape(title)}</h1>{_lead(page)}</header>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, head + body, more_style=DEMO_STYLE)
 
 
 def expectations(page: Page) -> list[str]:
@@ -128,9 +124,6 @@ def _lead(page: Page) -> str:
         f"{steps}{took}.</p>"
         f'<p class="meta">{html.escape(page.family)} family · {html.escape(page.machine)}</p>'
     )
-
-
-_STAGES = {"distil": "of distillation", "echo": "of echo"}
 
 
 def _photographs(page: Page) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..evaluation.metrics import attribute_accuracy, clip_i, clip_t, dino
-from ..miniature.judges import ATTRIBUTES, Judges
+from ..evaluation.scoring import context_accuracy
+from ..miniature.judges import Judges, indices
 from .lesson import Lesson
 
 
@@ -26,9 +26,7 @@ def score(
         "dino": dino(judges.identity(images), judges.identity(references)),
     }
     if lesson.attributes is not None:
-        seen = judges.attributes(images)
-        truth = {name: ATTRIBUTES[name][0].index(value) for name, value in lesson.attributes.items()}
+        seen, truth = judges.attributes(images), indices(lesson.attributes)
         result["attributes"] = attribute_accuracy(seen, truth, list(truth))
-        wanted = torch.tensor([ATTRIBUTES["context"][0].index(context) for context in lesson.contexts])
-        result["context"] = float((seen["context"].cpu() == wanted).double().mean())
+        result["context"] = context_accuracy(seen, lesson.contexts)
     return result

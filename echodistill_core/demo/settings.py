@@ -13,7 +13,7 @@ class DemoSettings:
 
     concept: str = setting("", "which of the miniature's own things to learn; empty takes dotted-mug")
     class_noun: str = setting("", "what your photographs show, in one or a few words: dog, coffee mug")
-    iterations: int = setting(250, "iterations of the distillation stage", low=1)
+    iterations: int = setting(200, "iterations of the distillation stage", low=1)
     echo_iterations: int = setting(80, "iterations of the echoing stage", low=1)
     seed: int = setting(0, "of every random number", low=0, high=2**63 - 1)
     family: str = setting("miniature", "models; tiny is random, for trying the command", choices=("miniature", "tiny"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 
 from ..adapter.apply import personalised
 from ..adapter.file import read_adapter
-from ..errors import DivergedError
+from ..errors import DivergedError, InputError
 from ..files import write_json
 from ..miniature.concepts import CONCEPTS, Concept, photographs
 from ..miniature.judges import Judges, load_judges
@@ -26,6 +28,7 @@ from ..models.sources import ModelSources, settings_for
 from ..reporting import contact_sheet, save_picture
 from ..settings import EchoSettings, TrainSettings
 from ..training import session
+from ..training.events import Event
 from ..training.run import Run
 from ..training.start import start_files
 from .methods import TRAININGS, Look, Training
@@ -38,7 +41,11 @@ SHEET_PROMPTS = 4
 
 @dataclass(frozen=True)
 class Suite:
-    """What is run. sampling_seeds, prompts: per evaluation; prompts 0 takes all eight. options: settings for all."""
+    """What is run.
+
+    sampling_seeds, prompts: of each evaluation; prompts 0 takes all eight. options, echo_options: settings of every
+    training and of every echo, over the family's own.
+    """
 
     concepts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -72,25 +79,33 @@ def cells_of(suite: Suite) -> list[Cell]:
 def run_cells(folder: Path, suite: Suite, workers: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Run what is not yet there, and return the results of all cells (see `run_cell`).
 
-    workers: processes, each with one thread of computation.
+    workers: processes, each with one thread of computation. say: is given a line for every cell.
+    Raises InputError where earlier results cannot be read.
     """
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
     waiting = [cell for cell in cells_of(suite) if not _result(folder, cell).is_file()]
     began, total = time.monotonic(), len(waiting)
-    done = 0
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         jobs = {pool.submit(run_cell, folder, suite, cell): cell for cell in waiting}
-        for job in as_completed(jobs):
-            rows, done = job.result(), done + 1
-            left = (time.monotonic() - began) / done * (total - done) / 60
-            found = rows[0]["metrics"] or {}
-            figures = "  ".join(f"{k} {v:.3f}" for k, v in found.items()) or "diverged"
-            say(f"{done}/{total}  {jobs[job].name}  {figures}  {left:.0f} min left")
-    return [row for cell in cells_of(suite) for row in json.loads(_result(folder, cell).read_text("utf-8"))]
+        try:
+            for done, job in enumerate(as_completed(jobs), 1):
+                found = job.result()[0]["metrics"] or {}
+                left = (time.monotonic() - began) / done * (total - done) / 60
+                figures = "  ".join(f"{name} {value:.3f}" for name, value in found.items()) or "diverged"
+                say(f"{done}/{total}  {jobs[job].name}  {figures}  {left:.0f} min left")
+        except KeyboardInterrupt:
+            # Leaving the block waits for every job that is not cancelled, which may be hours.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    results = (read_json(_result(folder, cell), "remove it and run the bench again") for cell in cells_of(suite))
+    return [row for rows in results for row in rows]
 
 
 def run_cell(folder: Path, suite: Suite, cell: Cell) -> list[dict[str, Any]]:
-    """Train one cell and evaluate its looks; the results are written to folder/cells/<cell>.json and returned."""
+    """Train one cell and evaluate its looks; the results are written to folder/cells/<cell>.json and returned.
+
+    One result for each look: what evaluation.summary reads, with the metrics of `scoring.score`, or None for them where
+    training diverged, and a contact sheet. An interrupted training goes on at its last checkpoint.
+    """
     if cell.training in REFERENCES:
         rows = _run_reference(folder, suite, cell)
         write_json(_result(folder, cell), rows)
@@ -99,17 +114,15 @@ def run_cell(folder: Path, suite: Suite, cell: Cell) -> list[dict[str, Any]]:
     training, concept = TRAININGS[cell.training], CONCEPTS[cell.concept]
     runs = folder / "runs" / cell.name
     began = time.monotonic()
-    settings = settings_of(suite, training, concept, cell.seed)
-    diverged = False
-    try:
+    run: Run | None = None
+    with contextlib.suppress(DivergedError):
         run = train(family, suite, training, concept, cell.seed, runs)
-    except DivergedError:
-        diverged = True
     seconds = time.monotonic() - began
+    iterations = settings_of(suite, training, concept, cell.seed).iterations
     rows = []
     for look in training.looks:
-        row = {**_row(cell, look, settings.iterations), "diverged": diverged, "seconds": seconds}
-        if not diverged:
+        row = {**_row(cell, look, iterations), "diverged": run is None, "seconds": seconds}
+        if run is not None:
             row["metrics"], row["picture"] = _evaluate(folder, suite, cell, look, family, judges, run)
         rows.append(row)
     write_json(_result(folder, cell), rows)
@@ -127,7 +140,7 @@ def _run_reference(folder: Path, suite: Suite, cell: Cell) -> list[dict[str, Any
         with personalised(family.to("cpu", torch.float32)) as model:
             made = draw(model, concept, "", seeds=suite.sampling_seeds, count=suite.prompts)
     row = _row(cell, Look(cell.training), 0)
-    row["metrics"], row["picture"] = score(made, concept, "", judges), _sheet(folder, row, made)
+    row["metrics"], row["picture"] = score(made, concept, "", judges), _sheet(folder, cell, cell.training, made)
     return [row]
 
 
@@ -187,32 +200,36 @@ def _evaluate(
             guidance=guidance,
             count=suite.prompts,
         )
-    row = _row(cell, look, 0)
-    return score(made, concept, adapter.placeholder, judges), _sheet(folder, row, made)
+    return score(made, concept, adapter.placeholder, judges), _sheet(folder, cell, look.method, made)
 
 
-def _sheet(folder: Path, row: dict[str, Any], made: Samples) -> str:
-    picture = f"cells/{row['method']}-{row['concept']}-{row['seed']}.png"
+def _sheet(folder: Path, cell: Cell, method: str, made: Samples) -> str:
+    """The first sample of a few prompts as a picture in the bench's folder; returns its path in there."""
+    picture = f"cells/{method}-{cell.concept}-{cell.seed}.png"
     save_picture(folder / picture, contact_sheet(made.images[:: made.seeds][:SHEET_PROMPTS]))
     return picture
 
 
-_loaded: list[tuple[Family, Judges]] = []
-
-
+@cache
 def _models() -> tuple[Family, Judges]:
     """Family and judges of this process, loaded once."""
-    if not _loaded:
-        _loaded.append((open_family(SOURCES), load_judges()))
-    return _loaded[0]
+    return open_family(SOURCES), load_judges()
 
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _silent(event: object) -> None:
-    pass
+def _silent(event: Event) -> None:
+    """A listener that tells nothing: of many runs at once, only the results are told."""
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """What stands in a file of the bench's folder. Raises InputError, with the remedy, where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {remedy}.") from error
 
 
 def _result(folder: Path, cell: Cell) -> Path:

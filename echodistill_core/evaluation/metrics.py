@@ -68,8 +68,11 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def without_placeholder(prompt: str, placeholder: str) -> str:
-    """The prompt that CLIP-T compares with: "a <new1> mug on the beach" becomes "a mug on the beach"."""
-    return " ".join(prompt.replace(placeholder, " ").split())
+    """The prompt that CLIP-T compares with: "a <new1> mug on the beach" becomes "a mug on the beach".
+
+    placeholder: empty where the prompt has none.
+    """
+    return " ".join(prompt.replace(placeholder, " ").split()) if placeholder else prompt
 
 
 def clip_t(image_features: Tensor, text_features: Tensor) -> float:

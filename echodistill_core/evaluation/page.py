@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .paper import REFERENCES, TABLES
 from .plots import against, group, intervals
-from .style import STYLE
+from .style import document
 from .summary import (
     AGREES,
     FAILS,
@@ -42,9 +42,9 @@ def render_page(summary: Summary, folder: Path, notes: Sequence[str] = ()) -> st
     A picture that is missing or cannot be read leaves its place empty, with a word that says so.
     """
     header = dict(summary.header)
-    title = html.escape(str(header.pop("title", "The tables, measured")))
+    title = str(header.pop("title", "The tables, measured"))
     body = [
-        f"<header><h1>{title}</h1>{_meta(header)}</header>",
+        f"<header><h1>{html.escape(title)}</h1>{_meta(header)}</header>",
         _tiles(summary),
         _section("Identity against prompt", _scatters(summary)),
         _section("Every concept, every method", _pictures(summary, folder)),
@@ -55,12 +55,7 @@ def render_page(summary: Summary, folder: Path, notes: Sequence[str] = ()) -> st
         _section("Left out", "".join(f"<p>{html.escape(line)}</p>" for line in left_out(summary))),
         _section("How it was measured", _facts(header)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n'
-        "<body>\n<main>\n" + "\n".join(part for part in body if part) + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, "\n".join(part for part in body if part))
 
 
 def _section(title: str, content: str) -> str:
@@ -167,7 +162,7 @@ def _row(row: Row, published: bool) -> str:
 
 
 def _direction(verdict: Verdict, row: Row) -> str:
-    """ "DINO ↓" where the paper has this row below the method that it is compared with."""
+    """The metric with an arrow: "DINO ↓" where the paper has this row below the method that it is compared with."""
     return f"{METRICS[verdict.ordering.metric]} {'↑' if verdict.ordering.better == row.method else '↓'}"
 
 

@@ -137,7 +137,7 @@ TABLES: tuple[Table, ...] = (
     Table(
         "tuned",
         "Beyond the paper: tuned",
-        "The paper's settings and ours, where a measurement said that ours are better.",
+        "The paper's settings beside those of the preset tuned.",
         ("echodistill", "tuned", "echodistill-echo", "tuned-echo"),
     ),
 )

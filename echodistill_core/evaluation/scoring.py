@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +14,11 @@ from ..concept.augment import to_unit
 from ..concept.images import square_images
 from ..concept.photographs import Photograph
 from ..miniature.concepts import Concept, photographs, prompts
-from ..miniature.judges import ATTRIBUTES, Judges
-from ..miniature.render import SIDE, render
+from ..miniature.judges import ATTRIBUTES, Judges, indices
+from ..miniature.render import SIDE, render_all
 from ..miniature.world import random_scene
 from ..sampling import sample
 from . import metrics
-
-# What makes the concept itself; the context belongs to the prompt.
-OWN_ATTRIBUTES = ("shape", "color", "second", "pattern", "emblem")
 
 
 @dataclass(frozen=True)
@@ -57,33 +55,36 @@ def real(concept: Concept, seeds: int, count: int = 0) -> Samples:
     chosen = prompts(concept, "")[: count or None]
     rng = np.random.default_rng((97, concept.seed))
     scenes = [random_scene(concept.subject, context, rng) for _, context in chosen for _ in range(seeds)]
-    stacked = np.stack([render(scene) for scene in scenes]).transpose(0, 3, 1, 2)
-    return Samples(to_unit(torch.from_numpy(stacked)), [t for t, _ in chosen], [c for _, c in chosen], seeds)
+    images = to_unit(torch.from_numpy(render_all(scenes)))
+    return Samples(images, [text for text, _ in chosen], [name for _, name in chosen], seeds)
 
 
 def score(samples: Samples, concept: Concept, placeholder: str, judges: Judges) -> dict[str, float]:
     """Every metric of these samples: clip_t, clip_i, dino, attributes, context, diversity."""
     images, references = samples.images, pixels(photographs(concept))
     captions = [metrics.without_placeholder(p, placeholder) for p in samples.prompts for _ in range(samples.seeds)]
-    identity, seen = judges.identity(images), judges.attributes(images)
+    contexts = [context for context in samples.contexts for _ in range(samples.seeds)]
+    identity, seen, truth = judges.identity(images), judges.attributes(images), indices(concept.attributes)
     pictured = judges.image_text_image(images)
-    values, names = ATTRIBUTES["context"][0], [c for c in samples.contexts for _ in range(samples.seeds)]
-    wanted = torch.tensor([values.index(name) for name in names])
     result = {
         "clip_t": metrics.clip_t(pictured, judges.image_text_text(captions)),
         "clip_i": metrics.clip_i(pictured, judges.image_text_image(references)),
         "dino": metrics.dino(identity, judges.identity(references)),
-        "attributes": metrics.attribute_accuracy(seen, truth(concept), OWN_ATTRIBUTES),
-        "context": float((seen["context"] == wanted).float().mean()),
+        "attributes": metrics.attribute_accuracy(seen, truth, list(truth)),
+        "context": context_accuracy(seen, contexts),
     }
     if samples.seeds > 1:
         result["diversity"] = metrics.diversity(identity.unflatten(0, (len(samples.prompts), samples.seeds)))
     return result
 
 
-def truth(concept: Concept) -> dict[str, int]:
-    """The concept's own attributes as indices into ATTRIBUTES' values."""
-    return {name: ATTRIBUTES[name][0].index(getattr(concept.subject, name)) for name in OWN_ATTRIBUTES}
+def context_accuracy(seen: Mapping[str, Tensor], contexts: Sequence[str]) -> float:
+    """Share in [0, 1] of images in which the classifier sees the context of their prompt.
+
+    seen: as Judges.attributes gives it. contexts: of each image.
+    """
+    wanted = torch.tensor([ATTRIBUTES["context"][0].index(context) for context in contexts])
+    return float((seen["context"].cpu() == wanted).double().mean())
 
 
 def pixels(pictures: list[Photograph]) -> Tensor:

@@ -1,4 +1,6 @@
-"""The style sheet of the report's page."""
+"""The frame of an HTML page and its style sheet: the report's and, with a few rules more, the demo's."""
+
+import html
 
 STYLE = """
 :root {
@@ -64,3 +66,16 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 600px) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
 @media print { .wide { overflow: visible; } section { break-inside: avoid-page; } }
 """
+
+
+def document(title: str, body: str, *, more_style: str = "") -> str:
+    """A whole page as HTML text that needs nothing else: no scripts, light and dark, wide and narrow.
+
+    title: as text; body: as HTML. more_style: rules after STYLE's.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{html.escape(title)}</title>\n'
+        f"<style>{STYLE}{more_style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -18,9 +17,12 @@ import transformers
 from ..errors import InputError
 from ..files import write_json
 from ..miniature.concepts import DEVELOPMENT, EVALUATION
-from ..settings import nearest
-from .bench import Suite, run_cells
-from .methods import TRAININGS
+from ..miniature.world import CONTEXTS
+from ..models.embedded import FOLDER, MANIFEST, sha256
+from ..models.sources import FAMILIES
+from ..settings import PRESETS, nearest
+from .bench import SOURCES, Suite, read_json, run_cells
+from .methods import BEST, TRAININGS
 from .report import write_report
 
 MINIATURE = Suite(tuple(c.name for c in EVALUATION), (0, 1, 2), tuple(TRAININGS))
@@ -36,23 +38,17 @@ QUICK = Suite(
 )
 
 
-def bench(
-    folder: Path,
-    suite: Suite,
-    *,
-    workers: int,
-    command: str,
-    say: Callable[[str], None],
-) -> tuple[Path, Path]:
+def bench(folder: Path, suite: Suite, *, workers: int, command: str, say: Callable[[str], None]) -> tuple[Path, Path]:
     """Run a suite into a folder, or what is missing of it, and write its report; returns the report's files.
 
+    command: what was called, for the report. say: is given a line for every cell.
     An interrupted bench goes on by the same call. Raises InputError where the folder holds another suite's results.
     """
     _declare(folder, suite)
-    began = time.strftime("%Y-%m-%d")
+    date = time.strftime("%Y-%m-%d")
     rows = run_cells(folder, suite, workers, say)
     write_json(folder / "results.json", rows)
-    return write_report(rows, _header(suite, command, began, workers), folder)
+    return write_report(rows, _header(suite, command, date, workers), folder)
 
 
 def chosen(suite: Suite, *, trainings: Sequence[str], seeds: int, development: bool) -> Suite:
@@ -62,7 +58,10 @@ def chosen(suite: Suite, *, trainings: Sequence[str], seeds: int, development: b
     """
     for name in trainings:
         if name not in TRAININGS:
-            raise InputError(f"there is no training {name!r} in the bench{nearest(name, TRAININGS)}.")
+            raise InputError(
+                f"there is no training {name!r} in the bench; expected one of {', '.join(TRAININGS)}"
+                f"{nearest(name, TRAININGS)}."
+            )
     if development:
         suite = replace(suite, concepts=tuple(c.name for c in DEVELOPMENT))
     if seeds:
@@ -75,8 +74,12 @@ def _declare(folder: Path, suite: Suite) -> None:
     path = folder / "suite.json"
     # Concepts, seeds and trainings may grow: their cells stand apart. What every cell depends on may not change.
     shared = {k: v for k, v in asdict(suite).items() if k not in ("concepts", "seeds", "trainings")}
+    # Nor may what stands outside the suite: cells of other weights or recommended settings do not compare.
+    family = FAMILIES[SOURCES.family]
+    shared |= {"weights": sha256(FOLDER / MANIFEST), "family": family.defaults, "family_echo": family.echo_defaults}
+    shared |= {"tuned": PRESETS["tuned"], "best": BEST}
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, "choose another --out")
         differing = [k for k in shared if found.get(k) != shared[k]]
         if differing:
             raise InputError(
@@ -84,16 +87,16 @@ def _declare(folder: Path, suite: Suite) -> None:
                 f"{shared[differing[0]]!r} now; choose another --out."
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, shared)
 
 
 def _header(suite: Suite, command: str, date: str, workers: int) -> dict[str, Any]:
+    processor = platform.processor() or platform.machine()
     return {
         "title": "EchoDistill in the miniature",
         "command": command,
         "date": date,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {workers} processes, no GPU",
+        "machine": f"{processor}, {os.cpu_count()} cores, {workers} processes, on the CPU",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -102,6 +105,6 @@ def _header(suite: Suite, command: str, date: str, workers: int) -> dict[str, An
         },
         "concepts": list(suite.concepts),
         "seeds": list(suite.seeds),
-        "sampling": f"{suite.prompts or 8} prompts, {suite.sampling_seeds} noises each",
+        "sampling": f"{suite.prompts or len(CONTEXTS)} prompts, {suite.sampling_seeds} noises each",
         "settings": suite.options or "the miniature's own",
     }

@@ -22,7 +22,7 @@ INTERVALS = (
 
 
 def number(estimate: Estimate | None) -> str:
-    """ "0.637 ± 0.021" in words that a table can hold; a dash for None."""
+    """The mean with half its interval: "0.637 ± 0.021", or "0.637 (one concept)"; a dash for None."""
     if estimate is None:
         return "–"
     if math.isinf(estimate.half_width):
@@ -31,7 +31,7 @@ def number(estimate: Estimate | None) -> str:
 
 
 def claim(ordering: Ordering) -> str:
-    """ "EchoDistill, before echo > LoRA"."""
+    """What the paper claims: "EchoDistill, before echo > LoRA"."""
     return f"{title_of(ordering.better)} {'>' if ordering.strict else '≥'} {title_of(ordering.worse)}"
 
 

@@ -31,6 +31,11 @@ class Concept:
         """What it is, in one word."""
         return self.subject.shape
 
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What makes it itself, by the names of judges.ATTRIBUTES; the context belongs to a picture."""
+        return {name: getattr(self.subject, name) for name in ("shape", "color", "second", "pattern", "emblem")}
+
 
 def _concept(seed: int, name: str, shape: str, color: str, pattern: str, second: str, emblem: str) -> Concept:
     assert {color, second} in [set(pair) for pair in HELD_OUT_PAIRS], name

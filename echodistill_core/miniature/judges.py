@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,11 @@ def attributes_config() -> ResNetConfig:
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
     )
+
+
+def indices(attributes: Mapping[str, str]) -> dict[str, int]:
+    """Values of attributes ("shape": "mug") as indices into ATTRIBUTES' values."""
+    return {name: ATTRIBUTES[name][0].index(value) for name, value in attributes.items()}
 
 
 def split_logits(logits: Tensor) -> dict[str, Tensor]:

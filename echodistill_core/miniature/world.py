@@ -155,9 +155,12 @@ def random_captioned_scene(rng: np.random.Generator, *, wide: bool = False) -> t
     return scene, text
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the scene. Each of colours, emblem and context is left out in some of the draws."""
-    words = describe(scene.subject, with_colors=rng.random() < 0.8, with_emblem=rng.random() < 0.8)
+def caption(scene: Scene, rng: np.random.Generator, *, detail: float = 0.8) -> str:
+    """A caption of the scene. Each of colours, emblem and context is left out in some of the draws.
+
+    detail: the share of captions that name the colours, and of those that name the emblem.
+    """
+    words = describe(scene.subject, with_colors=rng.random() < detail, with_emblem=rng.random() < detail)
     where = f" {CONTEXTS[scene.context]}" if rng.random() < 0.9 else ""
     return str(rng.choice(_TEMPLATES)).format(words) + where
 

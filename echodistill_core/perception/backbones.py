@@ -72,6 +72,13 @@ def _spec(
     return Spec(name, title, size, mean, std, build, config, features, **more)
 
 
+def _clip_with_projector(title: str, config: CLIPVisionConfig, width: int) -> Spec:
+    """CLIP's image encoder with IP-Adapter's projector of its embedding to four tokens of this width."""
+    projector = {"image_embed_dim": config.projection_dim, "cross_attention_dim": width, "num_image_text_embeds": 4}
+    encoder = CLIPVisionModelWithProjection
+    return _spec("clip", title, config.image_size, CLIP, encoder, config, _image_embedding, projector=projector)
+
+
 def _clip_model(vision: dict[str, Any], text: dict[str, Any], projection: int) -> CLIPConfig:
     return CLIPConfig(vision_config=vision, text_config=text, projection_dim=projection)
 
@@ -96,12 +103,8 @@ SPECS: dict[str, Spec] = {
         ),
         _spec("dinov2", "DINO v2 ViT-L/14", 518, IMAGENET, Dinov2Model, _dinov2(1024, 24, 16), vit_features),
         _spec("dinov2-small", "DINO v2 ViT-S/14", 224, IMAGENET, Dinov2Model, _dinov2(384, 12, 6), vit_features),
-        _spec(
-            "clip",
+        _clip_with_projector(
             "CLIP ViT-H/14 with IP-Adapter's projector",
-            224,
-            CLIP,
-            CLIPVisionModelWithProjection,
             CLIPVisionConfig(
                 hidden_size=1280,
                 intermediate_size=5120,
@@ -112,8 +115,7 @@ SPECS: dict[str, Spec] = {
                 hidden_act="gelu",
                 projection_dim=1024,
             ),
-            _image_embedding,
-            projector={"image_embed_dim": 1024, "cross_attention_dim": 768, "num_image_text_embeds": 4},
+            width=768,
         ),
         _spec(
             "clip-vit-l-14-336",
@@ -163,15 +165,10 @@ TINY_SPECS: dict[str, Spec] = {
         _spec(
             "dinov2-small", "tiny random DINO v2", 32, IMAGENET, Dinov2Model, Dinov2Config(**_TINY_VIT), vit_features
         ),
-        _spec(
-            "clip",
+        _clip_with_projector(
             "tiny random CLIP with projector",
-            32,
-            CLIP,
-            CLIPVisionModelWithProjection,
             CLIPVisionConfig(**_TINY_VIT, intermediate_size=64, projection_dim=32, hidden_act="gelu"),
-            _image_embedding,
-            projector={"image_embed_dim": 32, "cross_attention_dim": 16, "num_image_text_embeds": 4},
+            width=16,
         ),
     )
 }
@@ -204,17 +201,12 @@ MINIATURE_SPECS: dict[str, Spec] = {
             Dinov2Config(**_MINIATURE_VIT, num_hidden_layers=4),
             vit_features,
         ),
-        _spec(
-            "clip",
+        _clip_with_projector(
             "the miniature's CLIP with projector",
-            64,
-            CLIP,
-            CLIPVisionModelWithProjection,
             CLIPVisionConfig(
                 **_MINIATURE_VIT, num_hidden_layers=3, intermediate_size=256, projection_dim=64, hidden_act="gelu"
             ),
-            _image_embedding,
-            projector={"image_embed_dim": 64, "cross_attention_dim": 32, "num_image_text_embeds": 4},
+            width=32,
         ),
     )
 }

@@ -19,13 +19,13 @@ from ..concept.prompts import TEMPLATES, caption, check_prompt
 from ..errors import InputError
 from ..files import remove_leftovers, write_json
 from ..models.family import Family
-from ..sampling import sample
+from ..sampling import TEACHER_STEPS, sample
 from .events import Listener, PoolProgress
+from .identity import fingerprint_of
 from .pngs import read_pngs, write_png
-from .run import Run, fingerprint_of
+from .run import Run
 from .state import DTYPES, pick_device
 
-TEACHER_STEPS = 25  # the paper's steps of the teacher
 TEACHER_POOL_SEED = 2_000_000  # far from the seeds of previews, the echo's pool and a user's first samples
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ..sampling import TEACHER_STEPS
 from .batches import TrainingImages
 from .events import Listener
-from .pools import TEACHER_STEPS, class_prompts, kept_pool
+from .pools import class_prompts, kept_pool
 from .run import Run
 from .samples import images_of
 from .state import TrainState

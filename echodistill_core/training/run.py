@@ -15,7 +15,6 @@ start/student.safetensors   where the run began from adapters, those (and teache
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,43 +28,20 @@ from ..files import append_line, remove_leftovers, write_bytes, write_json, writ
 from ..models.family import Family
 from ..models.sources import ModelSources
 from ..settings import EchoSettings, TrainSettings, determining, from_options
+from .identity import (
+    as_known_to,
+    differences,
+    family_identity,
+    file_fingerprint,
+    fingerprint_of,
+    inputs_identity,
+    run_identity,
+)
 from .pngs import read_pngs, write_png
 
 FORMAT_VERSION = 1
 STAGES = ("distil", "echo")
 RECORD = ("fingerprint", "identity", "settings", "sources", "photographs", "echo", "finished")
-
-
-def run_identity(
-    settings: TrainSettings, images: ImageSet, family: Family, start: Mapping[str, Path] | None = None
-) -> dict[str, Any]:
-    """What determines the result of the distillation stage, as JSON values by name.
-
-    start: the adapter files that roles begin from; their content counts, not their names.
-    """
-    return {
-        **determining(settings),
-        "resolution": images.pixels.shape[-1],
-        "photographs": images.fingerprint,
-        **family_identity(family),
-        **{f"start_{role}": _file_fingerprint(path) for role, path in (start or {}).items()},
-    }
-
-
-def family_identity(family: Family) -> dict[str, str]:
-    """The part of a run's identity that is the models'."""
-    return {
-        "student": f"{family.student.fingerprint} ({family.student.schedule.prediction_type})",
-        "teacher": f"{family.teacher.fingerprint} ({family.teacher.schedule.prediction_type})"
-        if family.teacher
-        else "none",
-        "text_encoder": family.text_fingerprint,
-    }
-
-
-def fingerprint_of(identity: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of SHA-256 over an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -121,13 +97,37 @@ class Run:
         """Write run.json atomically."""
         write_json(self.folder / "run.json", self.record)
 
+    def check_inputs(self, settings: TrainSettings, images: ImageSet) -> None:
+        """Raise InputError, naming what differs, where its settings or photographs are others."""
+        there = self.record["identity"]
+        here = as_known_to(there, inputs_identity(settings, images))
+        known = {name: there[name] for name in here if name in there}
+        if known != here:
+            raise _another_run(self.folder, known, here)
+
     def check_family(self, family: Family) -> None:
         """Raise InputError where these are not the models that the run was trained on."""
         here = family_identity(family)
         there = {name: self.record["identity"][name] for name in here}
         if there != here:
             raise InputError(
-                f"the run {self.folder} was trained on other models: {_differences(there, here)}; give it back its own."
+                f"the run {self.folder} was trained on other models: {differences(there, here)}; give it back its own."
+            )
+
+    @property
+    def begun_echo(self) -> dict[str, Any] | None:
+        """The settings that its echoing stage was begun with, or None. Without its folder nothing is left of it,
+        whatever the record says.
+        """
+        return self.record["echo"] if self.path("echo").is_dir() else None
+
+    def check_echo(self, echo: EchoSettings) -> None:
+        """Raise InputError, naming what differs, where an echoing stage was begun with other settings."""
+        begun, asked = self.begun_echo, determining(echo)
+        if begun is not None and begun != asked:
+            raise InputError(
+                f"the run {self.folder} has an echoing stage of other settings: {differences(begun, asked)}; "
+                "use those again, or echo a copy of the folder without its echo subfolder."
             )
 
     def declare_echo(self, echo: EchoSettings) -> None:
@@ -139,19 +139,12 @@ class Run:
             raise InputError(
                 f"the run {self.folder} is not trained to its end; run the same train command again first."
             )
+        self.check_echo(echo)
         self.remove_leftovers()
-        asked = determining(echo)
-        begun = self.record.get("echo")
-        # Without its folder there is nothing left of an earlier echo, whatever the record says of it.
-        if begun is None or not self.path("echo").is_dir():
-            self.record["echo"] = asked
+        if self.begun_echo is None:
+            self.record["echo"] = determining(echo)
             self.record["finished"] = {s: figures for s, figures in self.record["finished"].items() if s != "echo"}
             self.save()
-        elif begun != asked:
-            raise InputError(
-                f"the run {self.folder} has an echoing stage of other settings: {_differences(begun, asked)}; "
-                "use those again, or echo a copy of the folder without its echo subfolder."
-            )
 
     def log(self, stage: str, rows: tuple[Mapping[str, float], ...]) -> None:
         """Append losses to the stage's log."""
@@ -170,15 +163,18 @@ class Run:
         if self.path(stage, "log.jsonl").is_file():
             write_text(self.path(stage, "log.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
 
+    @property
+    def start_paths(self) -> dict[str, Path]:
+        """Where it keeps the adapter files that its roles began from, by role; empty where it began at the base."""
+        roles = [role for role in ("teacher", "student") if f"start_{role}" in self.record["identity"]]
+        return {role: self.folder / "start" / f"{role}.safetensors" for role in roles}
+
     def start_files(self) -> dict[str, Path]:
         """The adapter files that its roles began from, by role. Raises InputError where one was changed or removed."""
-        identity = self.record["identity"]
-        roles = [role for role in ("teacher", "student") if f"start_{role}" in identity]
-        files = {role: self.folder / "start" / f"{role}.safetensors" for role in roles}
-        for role, path in files.items():
-            if _file_fingerprint(path) != identity[f"start_{role}"]:
+        for role, path in self.start_paths.items():
+            if file_fingerprint(path) != self.record["identity"][f"start_{role}"]:
                 raise InputError(f"{path} was changed since training; give the run back the file that it began from.")
-        return files
+        return self.start_paths
 
     def photographs(self) -> ImageSet:
         """The photographs as training saw them. Raises InputError where they were changed or removed."""
@@ -229,12 +225,9 @@ def create_or_resume(
     if (folder / "run.json").is_file():
         run = open_run(folder)
         there = run.record["identity"]
-        asked = _as_known_to(there, identity)
+        asked = as_known_to(there, identity)
         if run.record["fingerprint"] != fingerprint_of(asked):
-            raise InputError(
-                f"out folder {folder} holds another run: {_differences(there, asked)}; "
-                "choose another folder, or the same settings and photographs to go on with it."
-            )
+            raise _another_run(folder, there, asked)
         run.remove_leftovers()
         _save_photographs(run, images)
         _save_start(run, start or {})
@@ -244,11 +237,7 @@ def create_or_resume(
             run.record.update(newest)
             run.save()
         return run
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out folder {folder} is a file; expected a new or empty folder.")
-    remove_leftovers(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"out folder {folder} is not empty and holds no run; choose a new or empty folder.")
+    check_new_folder(folder)
     record = {
         "format_version": FORMAT_VERSION,
         "echodistill_version": __version__,
@@ -267,6 +256,22 @@ def create_or_resume(
     return run
 
 
+def check_new_folder(folder: Path) -> None:
+    """Raise InputError where no run can begin in this folder: it is a file, or holds something but no run."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out folder {folder} is a file; expected a new or empty folder.")
+    remove_leftovers(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"out folder {folder} is not empty and holds no run; choose a new or empty folder.")
+
+
+def _another_run(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> InputError:
+    return InputError(
+        f"out folder {folder} holds another run: {differences(there, here)}; "
+        "choose another folder, or the same settings and photographs to go on with it."
+    )
+
+
 def _save_photographs(run: Run, images: ImageSet) -> None:
     for i, image in enumerate(images.pixels):
         if not (run.folder / "photographs" / f"{i:03d}.png").is_file():
@@ -278,23 +283,3 @@ def _save_start(run: Run, start: Mapping[str, Path]) -> None:
         kept = run.folder / "start" / f"{role}.safetensors"
         if not kept.is_file():
             write_bytes(kept, path.read_bytes())
-
-
-def _file_fingerprint(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise InputError(f"adapter {path} cannot be read ({error}); give it back, or choose another.") from error
-
-
-def _as_known_to(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """This identity without the settings that are newer than an earlier run, as far as they are left at their default,
-    which does what was done before there was the setting.
-    """
-    defaults = determining(TrainSettings())
-    return {n: v for n, v in here.items() if n in there or n not in defaults or v != defaults[n]}
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
-    return ", ".join(f"{n} is {there.get(n)!r} there and {here.get(n)!r} here" for n in names)

@@ -22,7 +22,7 @@ from .echo import make_pool, pool_prompts
 from .events import Listener
 from .loop import train_stage
 from .prior import add_prior
-from .run import Run, create_or_resume
+from .run import Run, check_new_folder, create_or_resume, open_run
 from .start import Start, read_start
 from .state import TrainState, check_learns, needed_backbones, new_optimizers, new_state, pick_device
 
@@ -100,6 +100,20 @@ def echo(run: Run, family: Family, settings: EchoSettings, listen: Listener) -> 
         source = TrainingImages(pool, distil, family.latent_factor, photographs, settings.real_share)
         train_stage(state, run, "echo", source, settings.iterations, listen)
     return run
+
+
+def check_folder(
+    folder: Path, photographs: Sequence[Photograph], settings: TrainSettings, echo: EchoSettings | None = None
+) -> None:
+    """Raise InputError where `train`, or `echo` after it, would refuse the folder, for reasons that need no models."""
+    if not (folder / "run.json").is_file():
+        check_new_folder(folder)
+        return
+    run = open_run(folder)
+    chosen = photographs[: settings.max_photographs or None]
+    run.check_inputs(settings, square_images(chosen, settings.resolution or run.resolution, settings.crop))
+    if echo is not None:
+        run.check_echo(echo)
 
 
 def check_concept(settings: TrainSettings) -> None:

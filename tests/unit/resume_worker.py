@@ -17,6 +17,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import stat
 import sys
@@ -198,7 +199,12 @@ def in_a_process(folder, kill, duration):
 
 def work(task):
     folder, kills, duration = task
-    return [in_a_process(folder, kill, duration) == signal.SIGKILL for kill in [*kills, None]]
+    hits = [in_a_process(folder, kill, duration) == signal.SIGKILL for kill in [*kills, None]]
+    if any(hits) or not isinstance(kills[0], float):
+        return hits
+    # The run was done before its time came: the machine was busier while the duration was measured. Sooner, then.
+    shutil.rmtree(folder)
+    return work((folder, kills, 0.8 * duration))
 
 
 def main():

@@ -43,7 +43,7 @@ def _quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "open_family", lambda sources: family)
         patch.setattr(demo, "RUN_SETTINGS", QUICK)
-        patch.setattr(demo, "ECHO_SETTINGS", {"pool_size": 2})
+        patch.setitem(FAMILIES, "tiny", dataclasses.replace(FAMILIES["tiny"], echo_defaults={"pool_size": 2}))
         patch.setattr(demo, "TEACHER_STEPS", 2)
         yield
 
@@ -384,7 +384,7 @@ def test_scores_by_hand(photographs):
 
 def test_what_suits_the_family_is_what_a_demo_trains_with(monkeypatch):
     values = {"student_lr": 3e-4, "iterations": 999, "checkpoint_every": 999}
-    table = dataclasses.replace(FAMILIES["tiny"], defaults=values, echo_defaults={"real_share": 0.25})
+    table = dataclasses.replace(FAMILIES["tiny"], defaults=values, echo_defaults={"real_share": 0.25, "pool_size": 2})
     monkeypatch.setitem(FAMILIES, "tiny", table)
     distil, echo = demo.stage_settings(choose(SETTINGS, []), SETTINGS)
     assert (distil.student_lr, distil.iterations, distil.checkpoint_every) == (3e-4, 4, 2)
@@ -496,11 +496,22 @@ def test_a_demo_of_photographs_from_the_command_line(photographs, tmp_path, caps
     assert f"--photos {photographs} --class-noun 'coffee mug'" in read.text
 
 
-def test_another_demo_in_the_folder_is_left_alone(finished):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "holds another run: seed is 0 there and 1 here; "),
+        ({"concept": "halved-fish"}, "holds another run: class_noun is 'mug' there and 'fish' here, photographs is "),
+        ({"echo_iterations": 3}, "echoing stage of other settings: iterations is 2 there and 3 here"),
+    ],
+)
+def test_another_demo_in_the_folder_is_left_alone_before_models_are_opened(finished, monkeypatch, change, words):
     folder, _ = finished
-    other = dataclasses.replace(SETTINGS, seed=1)
-    with pytest.raises(InputError, match="seed is 0 there and 1 here"):
-        demo.learn(choose(other, []), other, folder, lambda event: None, lambda line: None)
+    monkeypatch.setattr(demo, "open_family", lambda sources: pytest.fail("models were opened"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    other = dataclasses.replace(SETTINGS, **change)
+    with pytest.raises(InputError, match=re.escape(words)):
+        demo.learn(choose(other, []), other, folder, lambda event: None, lambda line: pytest.fail(line))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_times_that_cannot_be_read_are_not_measured(finished, tmp_path):

@@ -71,6 +71,7 @@ def test_the_placeholder_leaves_no_trace_in_the_prompt():
     assert without_placeholder("a <new1> mug on the beach", "<new1>") == "a mug on the beach"
     assert without_placeholder("<new1> mug", "<new1>") == "mug"
     assert without_placeholder("a mug <new1>", "<new1>") == "a mug"
+    assert without_placeholder("a mug on the beach", "") == "a mug on the beach"
 
 
 def test_attribute_accuracy_by_hand():

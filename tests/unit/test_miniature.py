@@ -18,8 +18,6 @@ from echodistill_core.models.sources import ModelSources
 from echodistill_core.perception.load import load_backbones
 from echodistill_core.sampling import denoise, draw_noise
 
-pytestmark = pytest.mark.skipif(not embedded.FOLDER.is_dir(), reason="the embedded weights are not in this checkout")
-
 
 @pytest.fixture(scope="module")
 def family():
@@ -120,7 +118,7 @@ def test_the_judge_of_text_finds_the_caption_of_a_picture(judges):
             captions.append(f"photo of a {color} {shape} {words}")
     a = torch.nn.functional.normalize(judges.image_text_image(pictures(scenes)), dim=1)
     b = torch.nn.functional.normalize(judges.image_text_text(captions), dim=1)
-    assert ((a @ b.T).argmax(1) == torch.arange(64)).float().mean() > 0.5  # by chance 1/64
+    assert ((a @ b.T).argmax(1) == torch.arange(64)).float().mean() > 0.8  # by chance 1/64
 
 
 def test_the_one_step_student_draws_what_prompts_say(family, judges):

@@ -16,8 +16,9 @@ from echodistill_core.settings import EchoSettings, TrainSettings
 from echodistill_core.training import session
 from echodistill_core.training.batches import TrainingImages
 from echodistill_core.training.events import PoolProgress, StepDone
+from echodistill_core.training.identity import fingerprint_of
 from echodistill_core.training.prior import PRIOR_SEED
-from echodistill_core.training.run import fingerprint_of, open_run
+from echodistill_core.training.run import open_run
 from echodistill_core.training.steps import student_step, teacher_step
 
 ONLY_TEACHER = {"alignment_weight": 0.0, "adversarial_weight": 0.0}

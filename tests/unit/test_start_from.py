@@ -1,6 +1,7 @@
 """Runs that begin from adapters: teacher-first, going on, what is refused, and pools of a personalised teacher."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -223,6 +224,15 @@ def test_an_echo_needs_the_file_that_the_run_began_from(train_from, tiny_family,
     expected = "was changed since training" if damage == "changed" else "cannot be read"
     with pytest.raises(InputError, match=rf"teacher\.safetensors {expected}"):
         session.echo(open_run(run.folder), tiny_family(), EchoSettings(pool_size=1), silent)
+
+
+def test_info_lists_what_a_run_began_from(taught, train_from, teacher_file, tmp_path, capsys):
+    train_from(tmp_path / "run", {"teacher": teacher_file}, iterations=1, **TEACHER_FIRST)
+    for folder, began_from in ((tmp_path / "run", {"teacher": "start/teacher.safetensors"}), (taught.folder, {})):
+        assert main(["info", str(folder), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["start_from"] == began_from
+    assert main(["info", str(tmp_path / "run")]) == 0
+    assert re.search(r"^start_from\n +teacher  start/teacher\.safetensors$", capsys.readouterr().out, re.MULTILINE)
 
 
 # --- what is refused, before anything is computed or written --------------------------------------

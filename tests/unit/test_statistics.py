@@ -3,6 +3,7 @@ import statistics
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from echodistill_core.evaluation.statistics import (
     Estimate,
@@ -24,7 +25,6 @@ def test_t_quantiles_are_those_of_printed_tables(freedom, expected):
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
 def test_t_quantiles_are_those_of_scipy(confidence):
-    stats = pytest.importorskip("scipy.stats")
     for freedom in (1, 2, 3, 4, 7, 8, 25, 53, 200):
         assert t_quantile(freedom, confidence) == pytest.approx(stats.t.ppf((1 + confidence) / 2, freedom), rel=1e-9)
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...concept.augment import to_unit
 from ...files import replacing
-from ..render import SIDE, render
+from ..render import render_all
 from ..world import CONTEXTS, Scene, caption, random_captioned_scene, random_scene, random_subject
 
 CHUNK = 512
@@ -32,7 +33,7 @@ class Pictures:
 
     def batch(self, index: Tensor, device: torch.device) -> Tensor:
         """The pictures at these indices as float32 (B, 3, 64, 64) in [-1, 1]."""
-        return self.pixels[index].to(device).float() / 127.5 - 1
+        return to_unit(self.pixels[index].to(device))
 
 
 def pictures(folder: Path, count: int, seed: int, *, wide: bool) -> Pictures:
@@ -84,12 +85,8 @@ def _rendered(path: Path, draw: Draw, count: int, seed: int) -> Pictures:
         # Fresh processes: a forked one would inherit the locks of torch's threads.
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
             jobs = [[s for s, _ in drawn[i : i + CHUNK]] for i in range(0, len(drawn), CHUNK)]
-            parts = list(pool.map(_render_all, jobs))
+            parts = list(pool.map(render_all, jobs))
         with replacing(pixels_path) as temporary, temporary.open("wb") as file:
             np.save(file, np.concatenate(parts), allow_pickle=False)
     pixels = np.load(pixels_path, mmap_mode="c", allow_pickle=False)
     return Pictures(torch.from_numpy(pixels), [text for _, text in drawn], [scene for scene, _ in drawn])
-
-
-def _render_all(part: list[Scene]) -> np.ndarray:
-    return np.stack([render(scene, SIDE) for scene in part]).transpose(0, 3, 1, 2)

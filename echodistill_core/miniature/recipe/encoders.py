@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection,
 from ...perception.backbones import CLIP, IMAGENET, MINIATURE_SPECS, Backbone, new_backbone, normalised, prepare
 from ..judges import ATTRIBUTES, IDENTITY, attributes_config, image_text_config, split_logits
 from ..tokens import cut_tokenizer
+from ..world import caption
 from .data import Pictures
 from .stage import Losses, adam, descend, precision, train
 
@@ -29,6 +31,8 @@ BATCH = 128
 LEARNING_RATE = 2e-3
 TEMPERATURE = 0.1
 TEXT_WIDTH = 48
+CAPTIONS = 4  # for each picture that the judge of text learns from
+JUDGED_DETAIL = 0.4
 
 
 class ImageText(nn.Module):
@@ -115,14 +119,18 @@ def train_judge_clip(path: Path, data: Pictures, steps: int, seed: int, device: 
     torch.manual_seed(seed)
     model = CLIPModel(image_text_config()).to(device)
     model.set_attn_implementation("eager")
-    ids = clip_ids(data.captions)
+    # Prompts name a subject by its class alone far more often than the captions of pretraining do.
+    rng = np.random.default_rng(seed)
+    captions = [[caption(scene, rng, detail=JUDGED_DETAIL) for scene in data.scenes] for _ in range(CAPTIONS)]
+    ids = torch.stack([clip_ids(some) for some in captions])
     optimizer = adam([model], LEARNING_RATE)
 
     def step(number: int, generator: torch.Generator) -> Losses:
-        index = torch.randint(len(data.captions), (BATCH,), generator=generator)
+        index = torch.randint(len(data.scenes), (BATCH,), generator=generator)
+        which = torch.randint(CAPTIONS, (BATCH,), generator=generator)
         x = degrade(crops(data.batch(index, device), generator, 0.8), generator)
         with precision(device):
-            out = model(pixel_values=normalised(x, 64, CLIP), input_ids=ids[index].to(device))
+            out = model(pixel_values=normalised(x, 64, CLIP), input_ids=ids[which, index].to(device))
         loss = contrastive(out.image_embeds.float(), out.text_embeds.float())
         descend(loss, optimizer)
         return {"loss": loss.detach()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..judges import Judges
 from . import encoders, ship
 from .data import pairs, pictures
 from .quality import base_quality
+from .stage import say
 from .student import make_pairs, train_student
 from .teacher import encode_all, tokenize, train_teacher
 from .vae import standardise, train_vae
@@ -25,7 +25,7 @@ from .vae import standardise, train_vae
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much of everything: counts of pictures and steps.
+    """How much of everything: counts of pictures, of pairs of pictures, of samples, and of training steps.
 
     judged: whether the quality is measured at the end.
     """
@@ -38,13 +38,27 @@ class Amounts:
     teacher_samples: int = 6144
     student_steps: int = 1200
     backbone_steps: int = 400
-    judge_steps: int = 500
+    identity_steps: int = 500
+    image_text_steps: int = 1800
     classifier_steps: int = 1200
     judged: bool = True
 
 
 # Shows that the recipe runs.
-TINY = Amounts(64, 64, 32, 2, 2, 32, 2, 2, 2, 2, judged=False)
+TINY = Amounts(
+    vae_scenes=64,
+    scenes=64,
+    encoder_pairs=32,
+    vae_steps=2,
+    teacher_steps=2,
+    teacher_samples=32,
+    student_steps=2,
+    backbone_steps=2,
+    identity_steps=2,
+    image_text_steps=2,
+    classifier_steps=2,
+    judged=False,
+)
 VAE_PROBE = 4096  # pictures over which the latents' mean and variance are taken
 SEEDS = {"dino": 41, "dinov2": 42, "clip": 43, "judge-clip": 31, "judge-attributes": 32, "judge-identity": 33}
 
@@ -67,20 +81,14 @@ def make(work: Path, out: Path, device: torch.device, amounts: Amounts) -> dict[
     chosen = ids[: amounts.teacher_samples]
     made = make_pairs(work / "pairs", teacher, chosen, empty, device)
     student = train_student(work / "student.pt", teacher, made, chosen, latents, ids, amounts.student_steps, device)
-    judged = pairs(work, amounts.encoder_pairs, seed=2, all_colors=True)
-    steps, more, seeds = amounts.judge_steps, amounts.classifier_steps, SEEDS
-    judges = Judges(
-        encoders.train_judge_identity(work / "judge-identity.pt", judged, steps, seeds["judge-identity"], device),
-        encoders.train_judge_clip(work / "judge-clip.pt", judged, steps, seeds["judge-clip"], device),
-        encoders.train_judge_attributes(work / "judge-attributes.pt", judged, more, seeds["judge-attributes"], device),
-    )
+
+    judges = _train_judges(work, amounts, device)
     ship.write_judges(out / "judges", judges)
     seen = pairs(work, amounts.encoder_pairs, seed=3, all_colors=False)
     for name in ("dino", "dinov2", "clip"):
         path = work / f"{name}.pt"
         backbone = encoders.train_backbone(name, path, seen, amounts.backbone_steps, SEEDS[name], device)
         ship.write_backbone(out / "backbones" / name, backbone)
-
     ship.write_family(out, teacher, student, vae)
 
     figures: dict[str, float] = {}
@@ -102,5 +110,20 @@ def make(work: Path, out: Path, device: torch.device, amounts: Amounts) -> dict[
     ship.write_manifest(out, facts)
     minutes = (time.monotonic() - began) / 60
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6
-    print(f"{out}: {size:.1f} MB, made in {minutes:.1f} minutes", file=sys.stderr)  # noqa: T201
+    say(f"{out}: {size:.1f} MB, made in {minutes:.1f} minutes")
     return figures
+
+
+def _train_judges(work: Path, amounts: Amounts, device: torch.device) -> Judges:
+    """The three judges, on pictures that also show the pairs of colours that nothing else is trained on."""
+    data = pairs(work, amounts.encoder_pairs, seed=2, all_colors=True)
+    paths = {name: work / f"{name}.pt" for name in ("judge-identity", "judge-clip", "judge-attributes")}
+    return Judges(
+        encoders.train_judge_identity(
+            paths["judge-identity"], data, amounts.identity_steps, SEEDS["judge-identity"], device
+        ),
+        encoders.train_judge_clip(paths["judge-clip"], data, amounts.image_text_steps, SEEDS["judge-clip"], device),
+        encoders.train_judge_attributes(
+            paths["judge-attributes"], data, amounts.classifier_steps, SEEDS["judge-attributes"], device
+        ),
+    )

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...concept.augment import to_unit
 from ...models.family import Denoiser, Family
 from ...sampling import denoise, draw_noise
 from ..judges import ATTRIBUTES, Judges
-from ..render import render
-from ..world import COLORS, CONTEXTS, SHAPES, Scene, describe, random_captioned_scene, random_scene, random_subject
+from ..render import render_all
+from ..world import (
+    COLORS,
+    CONTEXTS,
+    SHAPES,
+    Scene,
+    Subject,
+    describe,
+    random_captioned_scene,
+    random_scene,
+    random_subject,
+)
 from .vae import psnr
 
 SEED = 77  # of prompts, scenes and noise that nothing was trained on
@@ -69,8 +82,7 @@ def vae_psnr(family: Family) -> float:
 
 
 def _pixels(scenes: list[Scene]) -> Tensor:
-    stacked = np.stack([render(scene) for scene in scenes]).transpose(0, 3, 1, 2)
-    return torch.from_numpy(stacked).float() / 127.5 - 1
+    return to_unit(torch.from_numpy(render_all(scenes)))
 
 
 def _plain_samples(family: Family, denoiser: Denoiser, steps: int, guidance: float) -> tuple[Tensor, list[Scene]]:
@@ -79,10 +91,9 @@ def _plain_samples(family: Family, denoiser: Denoiser, steps: int, guidance: flo
     scenes, prompts = [], []
     for i, (shape, context) in enumerate((s, c) for s in SHAPES for c in CONTEXTS):
         for k in range(4):
-            color = list(COLORS)[(i // 8 + i + 2 * k) % len(COLORS)]
+            color = list(COLORS)[(i // len(CONTEXTS) + i + 2 * k) % len(COLORS)]
             scene = random_scene(random_subject(rng), context, rng)
-            subject = type(scene.subject)(shape, color, second=color)
-            scenes.append(type(scene)(**{**scene.__dict__, "subject": subject}))
+            scenes.append(replace(scene, subject=Subject(shape, color, second=color)))
             prompts.append(f"photo of a {color} {shape} {CONTEXTS[context]}")
     return _sample(family, denoiser, prompts, steps, guidance), scenes
 

@@ -22,6 +22,7 @@ WARMUP = 100
 CHECKPOINT_SECONDS = 60.0
 REPORT_SECONDS = 30.0
 Losses = Mapping[str, Tensor]
+Step = Callable[[int, torch.Generator], Losses]
 
 
 def adam(modules: Iterable[nn.Module], lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
@@ -44,7 +45,7 @@ def train(
     path: Path,
     module: nn.Module,
     optimizers: Mapping[str, torch.optim.Optimizer],
-    step: Callable[[int, torch.Generator], Losses],
+    step: Step,
     *,
     steps: int,
     seed: int,
@@ -55,8 +56,8 @@ def train(
 
     path: checkpoint file, written every minute and at the end, from which the stage resumes.
     ema: decay of the average. Rates that fall to zero average by themselves; a long memory would only lag behind.
-    step: makes one step (forward, backward) given its number and generator; the loop steps the optimizers, whose
-        learning rates rise for 100 steps and then fall to zero along a cosine.
+    step: makes one step of the optimizers (`descend`) given its number and generator, and returns the losses to report.
+        The loop sets their learning rates, which rise for 100 steps and fall to zero along a cosine.
     others: further modules that change, for the checkpoint.
     """
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
@@ -76,7 +77,7 @@ def train(
             pace = (now - began) / (number + 1 - start)
             text = "  ".join(f"{name} {float(value):.4f}" for name, value in losses.items())
             left = f"{pace:.2f} s a step, {pace * (steps - number - 1) / 60:.1f} min left"
-            _say(f"{path.stem} {number + 1}/{steps}  {text}  {left}")
+            say(f"{path.stem} {number + 1}/{steps}  {text}  {left}")
         if now - saved > CHECKPOINT_SECONDS or number + 1 == steps:
             saved = now
             _save(path, kept, optimizers, number + 1)
@@ -119,5 +120,6 @@ def _load(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str,
     return int(state["step"])
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line of progress to standard error."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -124,13 +124,18 @@ def train_student(
     noise_schedule = schedule()
     noises = torch.cat([pair_noise(s, min(256, len(pairs) - s)) for s in range(0, len(pairs), 256)])
 
+    def read(ids: Tensor) -> Tensor:
+        """Text features of token ids, which nothing here changes."""
+        with torch.no_grad():
+            return model.text(ids.to(device)).last_hidden_state
+
     def step(number: int, generator: torch.Generator) -> Losses:
+        """The student's step, on squared error and from CRITIC_FROM on the critic's verdict, and then the critic's."""
         index = torch.randint(len(pairs), (BATCH,), generator=generator)
         noise, target = noises[index].to(device), pairs[index].to(device)
         t = timesteps_like(999, noise)
         with precision(device):
-            with torch.no_grad():
-                text = model.text(pair_ids[index].to(device)).last_hidden_state
+            text = read(pair_ids[index])
             prediction = student(noise, t, encoder_hidden_states=text).sample
             z = noise_schedule.to_x0(prediction.float(), noise, t)
             mse = F.mse_loss(z, target)
@@ -139,14 +144,16 @@ def train_student(
                 return {"mse": mse.detach()}
             fool = -critic(z, text).float().mean()
         descend(mse + ADVERSARIAL_WEIGHT * fool, optimizers["student"])
-        other = torch.randint(len(real), (BATCH,), generator=generator)
+        return {"mse": mse.detach(), "fool": fool.detach(), "critic": tell_apart(z.detach(), text, generator)}
+
+    def tell_apart(made: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+        """One step of the critic on the student's latents and as many real ones; returns its hinge loss."""
+        index = torch.randint(len(real), (BATCH,), generator=generator)
         with precision(device):
-            with torch.no_grad():
-                real_text = model.text(real_ids[other].to(device)).last_hidden_state
-            hinge = F.relu(1 - critic(real[other].to(device), real_text).float()).mean()
-            hinge = hinge + F.relu(1 + critic(z.detach(), text).float()).mean()
+            hinge = F.relu(1 - critic(real[index].to(device), read(real_ids[index])).float()).mean()
+            hinge = hinge + F.relu(1 + critic(made, text).float()).mean()
         descend(hinge, optimizers["critic"])
-        return {"mse": mse.detach(), "fool": fool.detach(), "critic": hinge.detach()}
+        return hinge.detach()
 
     average = train(path, student, optimizers, step, steps=steps, seed=SEED, others={"critic": critic})
     assert isinstance(average, UNet2DConditionModel)
