@@ -89,6 +89,11 @@ class TrainSettings:
     )
     critic_lr: float = setting(1e-4, "learning rate of the critics' heads", low=0.0, high=1.0)
     weight_decay: float = setting(1e-2, "AdamW's decoupled weight decay, on every trained tensor", low=0.0, high=1.0)
+    lr_decay: str = setting(
+        "constant",
+        "the course of every learning rate over a stage; cosine lets it fall to zero, so that the last steps settle",
+        choices=("constant", "cosine"),
+    )
     grad_clip: float = setting(1.0, "largest gradient norm of teacher and student; 0 turns clipping off", low=0.0)
     critic_grad_clip: float = setting(
         0.0, "largest gradient norm of the critics; 0 off, as in effect in the reference", low=0.0
@@ -123,6 +128,12 @@ class TrainSettings:
         choices=("dinov2", "dinov2-small"),
     )
     clip_weight: float = setting(1.0, "the CLIP critic's share in Eq. 6", low=0.0)
+    critic_every: int = setting(
+        1,
+        "iterations from one turn of the critics to the next: Eq. 6 and Eq. 7 are in the loss, and cost, only then",
+        unit="iterations",
+        low=1,
+    )
     alignment_by_t: bool = setting(
         True, "weigh alignment by c(t) = abar_t (ADD's exponential weight); off weighs all timesteps alike"
     )

@@ -118,10 +118,15 @@ def _add_export(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     bench = _command(commands, "bench", "train and judge the method, its baselines and ablations, and write a report")
-    bench.add_argument("--suite", choices=("miniature",), default="miniature", help="what is measured")
+    bench.add_argument(
+        "--suite",
+        choices=("miniature", "laboratory"),
+        default="miniature",
+        help="the paper's tables, or trials of settings on the development concepts",
+    )
     bench.add_argument("--quick", action="store_true", help="a few iterations of a few methods, to see that it runs")
     bench.add_argument(
-        "--out", default="", metavar="DIR", help="folder of results and report; runs/bench or bench-quick"
+        "--out", default="", metavar="DIR", help="folder of results and report; runs/bench-SUITE or bench-quick"
     )
     bench.add_argument("--trainings", nargs="+", default=[], metavar="NAME", help="some trainings only, by name")
     bench.add_argument("--seeds", type=int, default=0, metavar="N", help="training seeds; 0 is the suite's own number")

@@ -31,7 +31,7 @@ from ..training import session
 from ..training.events import Event
 from ..training.run import Run
 from ..training.start import start_files
-from .methods import TRAININGS, Look, Training
+from .methods import ALL, Look, Training
 from .paper import REFERENCES, title_of
 from .scoring import Samples, draw, real, score
 
@@ -111,7 +111,7 @@ def run_cell(folder: Path, suite: Suite, cell: Cell) -> list[dict[str, Any]]:
         write_json(_result(folder, cell), rows)
         return rows
     family, judges = _models()
-    training, concept = TRAININGS[cell.training], CONCEPTS[cell.concept]
+    training, concept = ALL[cell.training], CONCEPTS[cell.concept]
     runs = folder / "runs" / cell.name
     began = time.monotonic()
     run: Run | None = None
@@ -172,7 +172,7 @@ def train(family: Family, suite: Suite, training: Training, concept: Concept, se
     settings = settings_of(suite, training, concept, seed)
     start = {}
     if training.first:
-        first = TRAININGS[training.first]
+        first = ALL[training.first]
         before = session.train(
             pictures, family, settings_of(suite, first, concept, seed), SOURCES, folder / "first", _silent
         )

@@ -110,3 +110,28 @@ def at_best(name: str) -> Training:
 
 
 TRAININGS |= {training.name: training for training in map(at_best, BEST)}
+
+
+def _trial(name: str, **options: Any) -> Training:
+    return Training(f"trial-{name}", (Look(f"trial-{name}"),), options)
+
+
+# What might become `tuned`: one change each to the paper's settings, before the echo, and the same from one photograph.
+TRIALS: dict[str, Training] = {
+    training.name: training
+    for training in (
+        _trial("paper"),
+        _trial("swd-range", swd_unit_range=True),
+        _trial("normalisation", backbone_normalisation=True),
+        _trial("critic-clip", critic_grad_clip=1.0),
+        _trial("cosine", lr_decay="cosine"),
+        _trial("critics-2", critic_every=2),
+        _trial("batch-4", batch_size=4),
+        _trial("tuned", preset="tuned"),
+        _trial("one-paper", max_photographs=1),
+        _trial("one-augment", max_photographs=1, augment=True),
+        _trial("one-cosine", max_photographs=1, lr_decay="cosine"),
+        _trial("one-tuned", max_photographs=1, preset="tuned"),
+    )
+}
+ALL = TRAININGS | TRIALS

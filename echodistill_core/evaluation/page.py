@@ -29,7 +29,17 @@ from .summary import (
     Verdict,
     by_claim,
 )
-from .wording import claim, difference, diverged, iterations, left_out, number, one_line
+from .wording import (
+    SEEDS_APART,
+    claim,
+    difference,
+    diverged,
+    iterations,
+    left_out,
+    number,
+    one_line,
+    seeds_apart,
+)
 
 _SIGNS = {AGREES: "✓", WITHIN: "≈", FAILS: "✗", UNKNOWN: "–"}
 _CLASSES = {AGREES: "yes", WITHIN: "nearly", FAILS: "no", UNKNOWN: "unknown"}
@@ -139,7 +149,9 @@ def _table(section: Section) -> str:
             heads.append('<th scope="col" class="n p">paper</th>')
         if metric == PUBLISHED[-1]:
             heads.append('<th scope="col">the paper\'s ordering</th>')
-    heads += [f'<th scope="col" class="n">{name}</th>' for name in ("runs", "diverged", "iterations", "seconds")]
+    heads += [
+        f'<th scope="col" class="n">{name}</th>' for name in ("runs", "diverged", SEEDS_APART, "iterations", "seconds")
+    ]
     rows = "".join(_row(row, published) for row in section.rows)
     return _wide(f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>{rows}</tbody></table>")
 
@@ -156,7 +168,9 @@ def _row(row: Row, published: bool) -> str:
         if metric == PUBLISHED[-1]:
             cells.append(f"<td>{' '.join(_badge(v, _direction(v, row)) for v in row.verdicts)}</td>")
     seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
-    cells += [f'<td class="n">{v}</td>' for v in (row.cells or "–", diverged(row), iterations(row), seconds)]
+    cells += [
+        f'<td class="n">{v}</td>' for v in (row.cells or "–", diverged(row), seeds_apart(row), iterations(row), seconds)
+    ]
     css = group(row.method) if row.cells else "absent"
     return f'<tr class="{css}">{"".join(cells)}</tr>'
 

@@ -75,6 +75,18 @@ OWN_TITLES = {
     "photographs": "real photographs of the concept",
     "tuned": "tuned, before echo",
     "tuned-echo": "tuned, after echo",
+    "trial-paper": "the paper's settings",
+    "trial-swd-range": "MS-SWD of sRGB in [0, 1]",
+    "trial-normalisation": "backbones with their own normalisation",
+    "trial-critic-clip": "critics' gradients clipped at 1",
+    "trial-cosine": "rates that fall to zero along a cosine",
+    "trial-critics-2": "critics in every other iteration",
+    "trial-batch-4": "4 images an iteration instead of 2",
+    "trial-tuned": "the preset tuned",
+    "trial-one-paper": "one photograph, the paper's settings",
+    "trial-one-augment": "one photograph, augmented",
+    "trial-one-cosine": "one photograph, rates along a cosine",
+    "trial-one-tuned": "one photograph, the preset tuned",
 }
 
 
@@ -140,6 +152,13 @@ TABLES: tuple[Table, ...] = (
         "The paper's settings beside those of the preset tuned.",
         ("echodistill", "tuned", "echodistill-echo", "tuned-echo"),
     ),
+)
+
+TRIALS = Table(
+    "trials",
+    "Trials of settings",
+    "One change each to the paper's settings, before the echo: what helps may become the preset tuned.",
+    tuple(method for method in OWN_TITLES if method.startswith("trial-")),
 )
 
 

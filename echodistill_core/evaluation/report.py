@@ -9,7 +9,19 @@ from typing import Any
 from ..files import write_text
 from .page import render_page
 from .summary import METRICS, PUBLISHED, VERDICTS, Row, Section, Summary, Verdict, by_claim, summarise
-from .wording import INTERVALS, SCALES, claim, difference, diverged, iterations, left_out, number, one_line
+from .wording import (
+    INTERVALS,
+    SCALES,
+    SEEDS_APART,
+    claim,
+    difference,
+    diverged,
+    iterations,
+    left_out,
+    number,
+    one_line,
+    seeds_apart,
+)
 
 
 def write_report(cells: Iterable[Mapping[str, Any]], header: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
@@ -62,6 +74,7 @@ def _cells(row: Row, published: bool) -> dict[str, str]:
     cells["ordering"] = "; ".join(f"{METRICS[v.ordering.metric]}: {v.word}" for v in row.verdicts) or "–"
     cells["runs"] = str(row.cells) if row.cells else "–"
     cells["diverged"] = diverged(row)
+    cells[SEEDS_APART] = seeds_apart(row)
     cells["iterations"] = iterations(row)
     cells["seconds"] = "–" if row.seconds is None else f"{row.seconds:.1f}"
     return cells

@@ -55,6 +55,18 @@ def over_cells(cells: Cells) -> Estimate | None:
     return _estimate(cells.values())
 
 
+def between_seeds(cells: Cells) -> float | None:
+    """How much runs differ that only their seed tells apart: the standard deviation over a concept's seeds, pooled.
+
+    The root of the mean over concepts of the variance (n - 1) over seeds. None where no concept has two seeds.
+    """
+    values: dict[str, list[float]] = {}
+    for (concept, _), value in cells.items():
+        values.setdefault(concept, []).append(value)
+    variances = [np.var(v, ddof=1) for v in values.values() if len(v) > 1]
+    return math.sqrt(np.mean(variances)) if variances else None
+
+
 def paired_difference(cells: Cells, others: Cells) -> Estimate | None:
     """How far `cells` lie above `others`, over the concepts and seeds that both have. None if there is none.
 

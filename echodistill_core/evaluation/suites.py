@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,19 @@ import transformers
 
 from ..errors import InputError
 from ..files import write_json
-from ..miniature.concepts import DEVELOPMENT, EVALUATION
+from ..miniature.concepts import CONCEPTS, DEVELOPMENT, EVALUATION
 from ..miniature.world import CONTEXTS
 from ..models.embedded import FOLDER, MANIFEST, sha256
-from ..models.sources import FAMILIES
-from ..settings import PRESETS, nearest
-from .bench import SOURCES, Suite, read_json, run_cells
-from .methods import BEST, TRAININGS
+from ..models.sources import settings_for
+from ..settings import EchoSettings, determining, nearest
+from .bench import SOURCES, Suite, read_json, run_cells, settings_of
+from .methods import ALL, TRAININGS, TRIALS
 from .report import write_report
 
 MINIATURE = Suite(tuple(c.name for c in EVALUATION), (0, 1, 2), tuple(TRAININGS))
+# Where settings are chosen: never on the concepts that judge them.
+LABORATORY = Suite(tuple(c.name for c in DEVELOPMENT), (0, 1, 2), tuple(TRIALS))
+SUITES = {"miniature": MINIATURE, "laboratory": LABORATORY}
 # Shows that every kind of training and every part of the report works; its figures mean nothing.
 QUICK = Suite(
     (EVALUATION[0].name,),
@@ -57,10 +60,9 @@ def chosen(suite: Suite, *, trainings: Sequence[str], seeds: int, development: b
     Raises InputError for an unknown training, suggesting the nearest.
     """
     for name in trainings:
-        if name not in TRAININGS:
+        if name not in ALL:
             raise InputError(
-                f"there is no training {name!r} in the bench; expected one of {', '.join(TRAININGS)}"
-                f"{nearest(name, TRAININGS)}."
+                f"there is no training {name!r} in the bench; expected one of {', '.join(ALL)}{nearest(name, ALL)}."
             )
     if development:
         suite = replace(suite, concepts=tuple(c.name for c in DEVELOPMENT))
@@ -70,24 +72,36 @@ def chosen(suite: Suite, *, trainings: Sequence[str], seeds: int, development: b
 
 
 def _declare(folder: Path, suite: Suite) -> None:
-    """Write what this folder's cells are made with, or raise InputError where they are made with something else."""
+    """Write what this folder's cells are made with, or raise InputError where they are made with something else.
+
+    Concepts, seeds and trainings may grow: their cells stand apart.
+    """
     path = folder / "suite.json"
-    # Concepts, seeds and trainings may grow: their cells stand apart. What every cell depends on may not change.
-    shared = {k: v for k, v in asdict(suite).items() if k not in ("concepts", "seeds", "trainings")}
-    # Nor may what stands outside the suite: cells of other weights or recommended settings do not compare.
-    family = FAMILIES[SOURCES.family]
-    shared |= {"weights": sha256(FOLDER / MANIFEST), "family": family.defaults, "family_echo": family.echo_defaults}
-    shared |= {"tuned": PRESETS["tuned"], "best": BEST}
-    if path.is_file():
-        found = read_json(path, "choose another --out")
-        differing = [k for k in shared if found.get(k) != shared[k]]
-        if differing:
+    made_with: dict[str, Any] = {
+        "sampling_seeds": suite.sampling_seeds,
+        "prompts": suite.prompts,
+        "weights": sha256(FOLDER / MANIFEST),
+        "echo": determining(settings_for(EchoSettings, suite.echo_options, SOURCES)),
+        **{f"training {name}": _settings(suite, name) for name in suite.trainings},
+    }
+    found = read_json(path, "choose another --out") if path.is_file() else {}
+    # Settings that are newer than the folder are at their defaults, which do what was done before.
+    for name, value in made_with.items():
+        there = found.get(name, value)
+        if isinstance(value, dict):
+            value = {k: v for k, v in value.items() if k in there}
+        if there != value:
             raise InputError(
-                f"{folder} holds results of another suite: {differing[0]} is {found.get(differing[0])!r} there and "
-                f"{shared[differing[0]]!r} now; choose another --out."
+                f"{folder} holds results of another suite: {name} is {there!r} there and {value!r} now; choose another "
+                "--out."
             )
-        return
-    write_json(path, shared)
+    write_json(path, {**made_with, **found})
+
+
+def _settings(suite: Suite, training: str) -> dict[str, Any]:
+    """What every run of this training has in common, from the family, its preset, the suite and the training."""
+    whole = determining(settings_of(suite, ALL[training], CONCEPTS[suite.concepts[0]], 0))
+    return {name: value for name, value in whole.items() if name not in ("seed", "class_noun")}
 
 
 def _header(suite: Suite, command: str, date: str, workers: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from .paper import REFERENCES, TABLES, Figure, Ordering, Table, figure_of, orderings, title_of
-from .statistics import Estimate, over_cells, over_concepts, paired_difference
+from .paper import REFERENCES, TABLES, TRIALS, Figure, Ordering, Table, figure_of, orderings, title_of
+from .statistics import Estimate, between_seeds, over_cells, over_concepts, paired_difference
 
 METRICS = {
     "clip_t": "CLIP-T",
@@ -60,8 +60,8 @@ class Row:
     """One method of a table.
 
     estimates: by metric, over concepts; spreads: the same with every cell counted alone. Both without the diverged
-    runs and without metrics that no cell has. cells: runs, diverged ones among them. seconds: mean of training.
-    one_step: a student that makes its picture in one step.
+    runs and without metrics that no cell has. seeds_apart: of DINO, see `statistics.between_seeds`. cells: runs,
+    diverged ones among them. seconds: mean of training. one_step: a student that makes its picture in one step.
     """
 
     method: str
@@ -73,6 +73,7 @@ class Row:
     one_step: bool
     estimates: dict[str, Estimate]
     spreads: dict[str, Estimate]
+    seeds_apart: float | None
     paper: Figure | None
     verdicts: tuple[Verdict, ...]
 
@@ -126,8 +127,8 @@ def summarise(cells: Iterable[Mapping[str, Any]], header: Mapping[str, Any]) -> 
         by_method.setdefault(cell.method, []).append(cell)
     verdicts = tuple(_judge(ordering, by_method) for ordering in orderings())
     rows = {method: _row(method, of_method, verdicts) for method, of_method in by_method.items()}
-    known = {method for table in TABLES for method in table.methods}
-    tables = list(TABLES)
+    tables = [*TABLES, TRIALS]
+    known = {method for table in tables for method in table.methods}
     if others := tuple(method for method in by_method if method not in known):
         tables.append(Table("other", "Also measured", "Methods that stand in none of the tables above.", others))
     whole = len({(cell.concept, cell.seed) for cell in parsed})
@@ -189,6 +190,7 @@ def _row(method: str, cells: list[Cell], verdicts: Iterable[Verdict]) -> Row:
         one_step=all(cell.role == "student" and cell.steps == 1 for cell in cells),
         estimates={name: e for name, found in measured.items() if (e := over_concepts(found))},
         spreads={name: e for name, found in measured.items() if (e := over_cells(found))},
+        seeds_apart=between_seeds(measured.get("dino", {})),
         paper=figure_of(method),
         verdicts=tuple(v for v in verdicts if v.ordering.row == method),
     )
@@ -207,7 +209,7 @@ def _sections(tables: Iterable[Table], rows: Mapping[str, Row]) -> tuple[Section
 
 
 def _unmeasured(method: str) -> Row:
-    return Row(method, title_of(method), 0, 0, (), None, False, {}, {}, figure_of(method), ())
+    return Row(method, title_of(method), 0, 0, (), None, False, {}, {}, None, figure_of(method), ())
 
 
 def _ours_to_measure(method: str) -> bool:

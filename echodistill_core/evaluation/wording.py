@@ -20,6 +20,8 @@ INTERVALS = (
     "over the same concepts and seeds, lies above 0."
 )
 
+SEEDS_APART = "DINO, SD over seeds"
+
 
 def number(estimate: Estimate | None) -> str:
     """The mean with half its interval: "0.637 ± 0.021", or "0.637 (one concept)"; a dash for None."""
@@ -45,6 +47,11 @@ def difference(verdict: Verdict) -> str:
 def diverged(row: Row) -> str:
     """The share of runs that diverged, in percent: "6 %"; a dash where there are no runs."""
     return f"{100 * row.diverged / row.cells:.0f} %" if row.cells else "–"
+
+
+def seeds_apart(row: Row) -> str:
+    """The standard deviation of DINO over the seeds of a concept: "0.031"; a dash where no concept has two."""
+    return "–" if row.seeds_apart is None else f"{row.seeds_apart:.3f}"
 
 
 def iterations(row: Row) -> str:

@@ -15,6 +15,7 @@ from ..settings import determining
 from .batches import TrainingImages
 from .checkpoint import CHECKPOINT, save_checkpoint
 from .events import CheckpointSaved, Listener, LossesLogged, PreviewReady, StepDone
+from .rates import decay, full_rates, set_rates
 from .run import Run
 from .samples import one_step_images
 from .state import TrainState
@@ -33,8 +34,10 @@ def train_stage(
     Raises DivergedError naming term and step where a loss is not finite; the last good checkpoint stays.
     """
     settings, state.stage = state.settings, stage
+    rates = full_rates(state)
     waiting: list[tuple[int, Mapping[str, Tensor]]] = []
     while state.step < iterations:
+        set_rates(state, rates, decay(settings.lr_decay, state.step, iterations))
         batch = images.draw(state.step, state.generators["data"]).to(state.device)
         losses = teacher_step(state, batch)
         student_losses, made = student_step(state, batch)

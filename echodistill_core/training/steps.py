@@ -70,7 +70,7 @@ def student_step(state: TrainState, batch: Batch) -> tuple[Losses, Made | None]:
                 aligned = sum(weights[name] * loss for name, loss in terms.items())
                 losses["alignment"] = (weight * aligned).mean()
                 total = total + s.alignment_weight * losses["alignment"]
-            for role, share in s.critic_weights.items():
+            for role, share in critics_of(state).items():
                 losses[f"fool_{role}"] = generator_loss(state.critics[role](made.features[role]))
                 total = total + s.adversarial_weight * share * losses[f"fool_{role}"]
     losses = {name: loss.detach() for name, loss in losses.items()}
@@ -80,13 +80,14 @@ def student_step(state: TrainState, batch: Batch) -> tuple[Losses, Made | None]:
 
 
 def critic_step(state: TrainState, batch: Batch, made: Made | None) -> Losses:
-    """Step 3: each critic's head learns to tell photographs from the student's images (Eq. 7)."""
-    if made is None or not state.settings.critic_weights:
+    """Step 3: each critic's head learns to tell photographs from the student's images (Eq. 7), where it is its turn."""
+    critics = critics_of(state)
+    if made is None or not critics:
         return {}
     losses = Losses()
     total = torch.zeros((), device=state.device)
     with state.autocast():
-        for role in state.settings.critic_weights:
+        for role in critics:
             with torch.no_grad():
                 real = look(state, role, batch.real)
             head = state.critics[role]
@@ -95,6 +96,11 @@ def critic_step(state: TrainState, batch: Batch, made: Made | None) -> Losses:
     losses = {name: loss.detach() for name, loss in losses.items()}
     losses["critic_gradient"] = _step(state, "critics", total)
     return losses
+
+
+def critics_of(state: TrainState) -> dict[str, float]:
+    """The critics whose turn it is in this iteration, with their shares in Eq. 6."""
+    return state.settings.critic_weights if state.step % state.settings.critic_every == 0 else {}
 
 
 def reconstruction(
@@ -129,10 +135,13 @@ def generate(state: TrainState, noise: Tensor, text: Tensor) -> Made:
     student = state.family.student
     t = timesteps_like(student.schedule.timesteps - 1, noise)
     latents = student.schedule.to_x0(student.predict(noise, t, text), noise, t)
-    if not state.backbones and state.settings.swd_weight == 0:
+    s, roles = state.settings, set(critics_of(state))
+    if s.aligns and s.identity_weight > 0:
+        roles.add("clip")
+    if not roles and not (s.aligns and s.swd_weight > 0):
         return Made(latents, None, {})
     pixels = state.family.decode(latents)
-    return Made(latents, pixels, {role: look(state, role, pixels) for role in state.backbones})
+    return Made(latents, pixels, {role: look(state, role, pixels) for role in sorted(roles)})
 
 
 def alignment(state: TrainState, made: Made, noise: Tensor, prompts: Sequence[str]) -> tuple[Losses, Tensor]:

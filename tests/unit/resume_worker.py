@@ -49,6 +49,8 @@ DISTIL = {
     "log_every": 1,
     "checkpoint_every": 2,  # so that kills also lose iterations that were logged already
     "preview_every": 0,
+    "lr_decay": "cosine",
+    "critic_every": 2,
     "device": "cpu",
 }
 

@@ -12,7 +12,7 @@ from echodistill_core.errors import DivergedError, InputError
 from echodistill_core.evaluation import bench, methods, paper, scoring, suites
 from echodistill_core.miniature.concepts import CONCEPTS, DEVELOPMENT, EVALUATION
 from echodistill_core.miniature.judges import load_judges
-from echodistill_core.settings import TrainSettings
+from echodistill_core.settings import PRESETS, TrainSettings
 
 LITTLE = bench.Suite(
     (EVALUATION[0].name,),
@@ -40,9 +40,9 @@ def test_the_full_suite_is_as_large_as_it_promises():
     assert not set(suite.concepts) & {c.name for c in DEVELOPMENT}
 
 
-@pytest.mark.parametrize("name", list(methods.TRAININGS))
+@pytest.mark.parametrize("name", list(methods.ALL))
 def test_every_trainings_settings_are_settings(name):
-    training = methods.TRAININGS[name]
+    training = methods.ALL[name]
     settings = bench.settings_of(suites.MINIATURE, training, EVALUATION[0], 1)
     assert isinstance(settings, TrainSettings)
     for option, value in training.options.items():
@@ -126,14 +126,28 @@ def test_a_folder_of_another_suite_is_refused(tmp_path):
         suites._declare(tmp_path, suites.MINIATURE)
 
 
-@pytest.mark.parametrize("what", ["BEST", "FOLDER"])
-def test_a_folder_of_other_settings_or_weights_is_refused(tmp_path, monkeypatch, what):
+def test_a_folder_of_other_weights_is_refused(tmp_path, monkeypatch):
     suites._declare(tmp_path, LITTLE)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text("{}")
-    monkeypatch.setattr(suites, what, {"BEST": {"lora": {"iterations": 7}}, "FOLDER": tmp_path / "other"}[what])
-    with pytest.raises(InputError, match=r"holds results of another suite: (best|weights) is"):
+    monkeypatch.setattr(suites, "FOLDER", tmp_path / "other")
+    with pytest.raises(InputError, match=r"holds results of another suite: weights is"):
         suites._declare(tmp_path, LITTLE)
+
+
+def test_a_folder_of_other_recommended_settings_is_refused(tmp_path, monkeypatch):
+    """Unless the training that they change is not in there yet, or they are newer than the folder."""
+    suites._declare(tmp_path, LITTLE)
+    monkeypatch.setitem(PRESETS, "tuned", {"student_lr": 7e-7})
+    suites._declare(tmp_path, replace(LITTLE, trainings=("echodistill", "tuned")))
+    monkeypatch.setitem(PRESETS, "tuned", {"student_lr": 8e-7})
+    suites._declare(tmp_path, LITTLE)
+    with pytest.raises(InputError, match=r"another suite: training tuned is .*7e-07.* there and .*8e-07.* now"):
+        suites._declare(tmp_path, replace(LITTLE, trainings=("tuned",)))
+    older = json.loads((tmp_path / "suite.json").read_text())
+    del older["training echodistill"]["lr_decay"]
+    (tmp_path / "suite.json").write_text(json.dumps(older))
+    suites._declare(tmp_path, LITTLE)
 
 
 def test_results_that_cannot_be_read_are_named_with_the_remedy(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from scipy import stats
 
 from echodistill_core.evaluation.statistics import (
     Estimate,
+    between_seeds,
     concept_means,
     over_cells,
     over_concepts,
@@ -96,3 +97,12 @@ def test_intervals_over_concepts_hold_the_truth_in_95_of_100_benches():
         hits += estimate.low <= 0.4 <= estimate.high
     # Four standard errors of a share of 0.95 in 2000 trials.
     assert hits / benches == pytest.approx(0.95, abs=0.02)
+
+
+def test_spread_between_seeds_is_pooled_over_concepts():
+    cells = {("a", 0): 0.1, ("a", 1): 0.3, ("b", 0): 0.5, ("b", 1): 0.5, ("b", 2): 0.8, ("alone", 0): 9.0}
+    # Variances 0.02 and 0.03, by hand.
+    assert between_seeds(cells) == pytest.approx(math.sqrt(0.025))
+    shifted = {cell: value + (cell[0] == "a") for cell, value in cells.items()}
+    assert between_seeds(shifted) == pytest.approx(between_seeds(cells))
+    assert between_seeds({("a", 0): 1.0, ("b", 0): 2.0}) is None

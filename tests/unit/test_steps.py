@@ -750,6 +750,41 @@ def test_critics_look_at_the_students_image_once(tiny_state, draw_batch, monkeyp
     assert sorted(seen) == ["clip"] * 3 + ["dino"] * 2 + ["dinov2"] * 2
 
 
+def test_between_their_turns_critics_neither_count_nor_cost_nor_learn(
+    tiny_state, draw_batch, monkeypatch, snapshot, changed
+):
+    """Over four iterations with a turn in every other one: the turns' terms and draws are those of a run without."""
+    plain, state = tiny_state(), tiny_state(critic_every=2)
+    seen = []
+    monkeypatch.setattr(steps, "look", lambda *args: seen.append(args[1]) or look(*args))
+    for step in range(4):
+        plain.step = state.step = step
+        seen.clear()
+        before = snapshot(state)
+        losses = iterate(state, draw_batch(state))
+        if step % 2 == 0:
+            assert set(losses) == FULL
+            assert sorted(seen) == ["clip"] * 3 + ["dino"] * 2 + ["dinov2"] * 2
+            assert any(name.startswith("critics/") for name in changed(before, snapshot(state)))
+        else:
+            assert set(losses) == FULL - ADVERSARIAL
+            assert seen == ["clip"] * 2  # of Eq. 2
+            assert not any(name.startswith("critics/") for name in changed(before, snapshot(state)))
+        if step == 0:
+            assert losses == iterate(plain, draw_batch(plain))
+
+
+def test_without_terms_that_see_images_nothing_is_decoded_between_the_critics_turns(
+    tiny_state, draw_batch, monkeypatch
+):
+    state = tiny_state(critic_every=3, identity_weight=0.0, swd_weight=0.0)
+    decode, decoded = state.family.decode, []
+    monkeypatch.setattr(state.family, "decode", lambda z: decoded.append(z) or decode(z))
+    for state.step in range(3):
+        iterate(state, draw_batch(state))
+    assert len(decoded) == 1
+
+
 def test_the_small_dinov2_takes_the_larger_ones_place(tiny_state, draw_batch):
     state = tiny_state(dinov2_backbone="dinov2-small")
     assert needed_backbones(state.settings) == {"clip": "clip", "dino": "dino", "dinov2": "dinov2-small"}
