@@ -27,6 +27,7 @@ from .vae import standardise, train_vae
 class Amounts:
     """How much of everything: counts of pictures, of pairs of pictures, of samples, and of training steps.
 
+    teacher_steps: in each of its cycles.
     judged: whether the quality is measured at the end.
     """
 
@@ -34,9 +35,9 @@ class Amounts:
     scenes: int = 24576
     encoder_pairs: int = 12288
     vae_steps: int = 3000
-    teacher_steps: int = 3600
-    teacher_samples: int = 6144
-    student_steps: int = 1200
+    teacher_steps: tuple[int, ...] = (2000, 1600, 3000)
+    teacher_samples: int = 8192
+    student_steps: int = 1600
     backbone_steps: int = 400
     identity_steps: int = 500
     image_text_steps: int = 1800
@@ -50,7 +51,7 @@ TINY = Amounts(
     scenes=64,
     encoder_pairs=32,
     vae_steps=2,
-    teacher_steps=2,
+    teacher_steps=(1, 1, 1),
     teacher_samples=32,
     student_steps=2,
     backbone_steps=2,
