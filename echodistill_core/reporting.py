@@ -26,10 +26,13 @@ def contact_sheet(images: Tensor, columns: int = 4) -> Image.Image:
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture atomically, in the format of the path's suffix (PNG where it has none)."""
+    """Write a picture atomically, in the format of the path's suffix (PNG where it has none).
+
+    Formats that lose something lose little: small pictures show it.
+    """
     kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
     with replacing(path) as temporary:
-        picture.save(temporary, format=kind)
+        picture.save(temporary, format=kind, quality=90)
 
 
 def plot_losses(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> None:

@@ -15,18 +15,22 @@ from .models.family import Denoiser, Family
 TEACHER_STEPS = 25  # the paper's steps of the teacher
 
 
-def draw_noise(family: Family, count: int, height: int, width: int, seed: int) -> Tensor:
+def draw_noise(family: Family, count: int, height: int, width: int, seed: int | Sequence[int]) -> Tensor:
     """Unit noise (count, 4, height/8, width/8), float32 on the CPU. Image i has the noise of seed + i alone.
 
-    Raises InputError for a size that is no multiple of the VAE's factor.
+    seed: of the first image, or of each of them.
+    Raises InputError for a size that is no multiple of the VAE's factor, and for another number of seeds.
     """
+    seeds = range(seed, seed + count) if isinstance(seed, int) else seed
+    if len(seeds) != count:
+        raise InputError(f"{len(seeds)} seeds were given for {count} images; expected one for each.")
     factor = family.latent_factor
     if height < factor or width < factor or height % factor or width % factor:
         raise InputError(
             f"size {width}x{height} cannot be made; expected multiples of {factor} pixels, for instance 512x512."
         )
     shape = (family.student.unet.config["in_channels"], height // factor, width // factor)
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
 @torch.no_grad()
@@ -70,7 +74,7 @@ def sample(
     model: Personalised,
     prompts: Sequence[str],
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     steps: int = 1,
     height: int = 0,
     width: int = 0,
@@ -78,8 +82,9 @@ def sample(
     image: Tensor | None = None,
     strength: float = 1.0,
 ) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1], float32, one for each prompt; image i is drawn from seed + i.
+    """Images (B, 3, H, W) in [-1, 1], float32, one for each prompt.
 
+    seed: image i is drawn from seed + i, or from seed[i].
     height, width: multiples of 8; 0 takes the family's own. guidance: 1 for the one-step student.
     image: (1 or B, 3, H, W) in [-1, 1] to begin from; strength in (0, 1] is how much of it is redrawn.
     Raises InputError for sizes, steps or strengths that do not fit.

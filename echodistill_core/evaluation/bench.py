@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from .scoring import Samples, draw, real, score
 
 SOURCES = ModelSources(family="miniature")
 SHEET_PROMPTS = 4
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,17 @@ def cells_of(suite: Suite) -> list[Cell]:
 
 
 def run_cells(folder: Path, suite: Suite, workers: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run what is not yet there, and return the results of all cells (see `run_cell`).
+    """Run what is not yet there, write results.json, and return the results of the suite's cells (see `run_cell`).
 
+    What is there is a file for each cell, and what results.json holds: that file alone carries a bench to another
+    machine. It keeps what other calls measured in this folder, other concepts, seeds and trainings.
     workers: processes, each with one thread of computation. say: is given a line for every cell.
     Raises InputError where earlier results cannot be read.
     """
-    waiting = [cell for cell in cells_of(suite) if not _result(folder, cell).is_file()]
+    earlier = _earlier(folder)
+    waiting = [c for c in cells_of(suite) if c.name not in earlier and not _result(folder, c).is_file()]
     began, total = time.monotonic(), len(waiting)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
         jobs = {pool.submit(run_cell, folder, suite, cell): cell for cell in waiting}
         try:
             for done, job in enumerate(as_completed(jobs), 1):
@@ -96,8 +102,27 @@ def run_cells(folder: Path, suite: Suite, workers: int, say: Callable[[str], Non
             # Leaving the block waits for every job that is not cancelled, which may be hours.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    results = (read_json(_result(folder, cell), "remove it and run the bench again") for cell in cells_of(suite))
-    return [row for rows in results for row in rows]
+    results = {
+        cell.name: read_json(_result(folder, cell), "remove it and run the bench again")
+        if _result(folder, cell).is_file()
+        else earlier[cell.name]
+        for cell in cells_of(suite)
+    }
+    write_json(folder / RESULTS, [row for rows in (earlier | results).values() for row in rows])
+    return [row for rows in results.values() for row in rows]
+
+
+def _earlier(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The results that results.json holds, by the name of their cell."""
+    path = folder / RESULTS
+    found: dict[str, list[dict[str, Any]]] = {}
+    remedy = "restore it, or choose another --out"
+    try:
+        for row in read_json(path, remedy) if path.is_file() else []:
+            found.setdefault(Cell(row["training"], row["concept"], row["seed"]).name, []).append(row)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} holds no results of a bench ({error!r} in a row); {remedy}.") from error
+    return found
 
 
 def run_cell(folder: Path, suite: Suite, cell: Cell) -> list[dict[str, Any]]:
@@ -140,12 +165,13 @@ def _run_reference(folder: Path, suite: Suite, cell: Cell) -> list[dict[str, Any
         with personalised(family.to("cpu", torch.float32)) as model:
             made = draw(model, concept, "", seeds=suite.sampling_seeds, count=suite.prompts)
     row = _row(cell, Look(cell.training), 0)
-    row["metrics"], row["picture"] = score(made, concept, "", judges), _sheet(folder, cell, cell.training, made)
+    row["metrics"], row["picture"] = score(made, concept, "", judges), _sheet(folder, suite, cell, cell.training, made)
     return [row]
 
 
 def _row(cell: Cell, look: Look, iterations: int) -> dict[str, Any]:
     return {
+        "training": cell.training,
         "method": look.method,
         "title": title_of(look.method),
         "concept": cell.concept,
@@ -200,12 +226,17 @@ def _evaluate(
             guidance=guidance,
             count=suite.prompts,
         )
-    return score(made, concept, adapter.placeholder, judges), _sheet(folder, cell, look.method, made)
+    return score(made, concept, adapter.placeholder, judges), _sheet(folder, suite, cell, look.method, made)
 
 
-def _sheet(folder: Path, cell: Cell, method: str, made: Samples) -> str:
-    """The first sample of a few prompts as a picture in the bench's folder; returns its path in there."""
-    picture = f"cells/{method}-{cell.concept}-{cell.seed}.png"
+def _sheet(folder: Path, suite: Suite, cell: Cell, method: str, made: Samples) -> str:
+    """The first sample of a few prompts as a picture in the bench's folder; returns its path in there.
+
+    Of the first seed only, which is the one that a report shows; "" for the others.
+    """
+    if cell.seed != suite.seeds[0]:
+        return ""
+    picture = f"pictures/{method}-{cell.concept}.webp"
     save_picture(folder / picture, contact_sheet(made.images[:: made.seeds][:SHEET_PROMPTS]))
     return picture
 
@@ -216,8 +247,17 @@ def _models() -> tuple[Family, Judges]:
     return open_family(SOURCES), load_judges()
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
+    """One thread of computation; and a worker whose parent was killed ends too, instead of waiting for ever."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _silent(event: Event) -> None:

@@ -22,7 +22,7 @@ from .summary import (
     UNKNOWN,
     VERDICTS,
     WITHIN,
-    Cell,
+    Result,
     Row,
     Section,
     Summary,
@@ -205,7 +205,7 @@ def _orderings(verdicts: Sequence[Verdict]) -> str:
 
 def _pictures(summary: Summary, folder: Path) -> str:
     """Concepts down, methods across; in each place the first seed."""
-    first: dict[tuple[str, str], Cell] = {}
+    first: dict[tuple[str, str], Result] = {}
     for cell in sorted(summary.cells, key=lambda cell: cell.seed):
         first.setdefault((cell.concept, cell.method), cell)
     if not any(cell.picture for cell in first.values()):
@@ -230,7 +230,7 @@ def _pictures(summary: Summary, folder: Path) -> str:
     )
 
 
-def _picture(cell: Cell | None, folder: Path) -> str:
+def _picture(cell: Result | None, folder: Path) -> str:
     if cell is None:
         return '<span class="none">not run</span>'
     note = '<span class="none">diverged</span>' if cell.diverged else ""
@@ -247,9 +247,14 @@ def _picture(cell: Cell | None, folder: Path) -> str:
 def _data_uri(path: Path) -> str:
     """The picture as WebP in a data URI: a tenth of a PNG's size, which counts in a page with hundreds of them."""
     with Image.open(path) as picture:
-        buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, format="WEBP", quality=88)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        picture.load()
+        if picture.format == "WEBP":
+            content = path.read_bytes()
+        else:
+            buffer = io.BytesIO()
+            picture.convert("RGB").save(buffer, format="WEBP", quality=88)
+            content = buffer.getvalue()
+    return "data:image/webp;base64," + base64.b64encode(content).decode("ascii")
 
 
 def _wide(table: str, css: str = "") -> str:

@@ -50,7 +50,6 @@ def bench(folder: Path, suite: Suite, *, workers: int, command: str, say: Callab
     _declare(folder, suite)
     date = time.strftime("%Y-%m-%d")
     rows = run_cells(folder, suite, workers, say)
-    write_json(folder / "results.json", rows)
     return write_report(rows, _header(suite, command, date, workers), folder)
 
 
@@ -74,9 +73,16 @@ def chosen(suite: Suite, *, trainings: Sequence[str], seeds: int, development: b
 def _declare(folder: Path, suite: Suite) -> None:
     """Write what this folder's cells are made with, or raise InputError where they are made with something else.
 
+    A folder that has other files and no such record is refused too.
+
     Concepts, seeds and trainings may grow: their cells stand apart.
     """
     path = folder / "suite.json"
+    if folder.is_dir() and not path.is_file() and (others := sorted(p.name for p in folder.iterdir())):
+        raise InputError(
+            f"{folder} is no folder of a bench: it has no suite.json, but {others[0]}; choose a new or empty --out, so "
+            "that nothing in it is overwritten."
+        )
     made_with: dict[str, Any] = {
         "sampling_seeds": suite.sampling_seeds,
         "prompts": suite.prompts,

@@ -26,7 +26,7 @@ _KEYS = ("method", "title", "concept", "seed", "iterations", "role", "steps", "d
 
 
 @dataclass(frozen=True)
-class Cell:
+class Result:
     """One method on one concept with one training seed.
 
     metrics: by name, only those that were measured and are finite. picture: relative to the bench's folder, "" for
@@ -94,7 +94,7 @@ class Summary:
     """
 
     header: dict[str, Any]
-    cells: tuple[Cell, ...]
+    cells: tuple[Result, ...]
     rows: dict[str, Row]
     sections: tuple[Section, ...]
     verdicts: tuple[Verdict, ...]
@@ -113,8 +113,8 @@ def summarise(cells: Iterable[Mapping[str, Any]], header: Mapping[str, Any]) -> 
     Raises InputError for a cell without a needed key or with a metric that is no number, and for two cells of the
     same method, concept and seed.
     """
-    parsed = [_cell(index, cell) for index, cell in enumerate(cells)]
-    by_method: dict[str, list[Cell]] = {}
+    parsed = [_result(index, cell) for index, cell in enumerate(cells)]
+    by_method: dict[str, list[Result]] = {}
     seen: set[tuple[str, str, int]] = set()
     for cell in parsed:
         identity = (cell.method, cell.concept, cell.seed)
@@ -165,18 +165,18 @@ def by_claim(verdicts: Iterable[Verdict]) -> list[dict[str, Verdict]]:
     return list(claims.values())
 
 
-def values(cells: Sequence[Cell], metric: str) -> dict[tuple[str, int], float]:
+def values(cells: Sequence[Result], metric: str) -> dict[tuple[str, int], float]:
     """The metric of one method's cells by concept and seed, without diverged runs."""
     return {(c.concept, c.seed): c.metrics[metric] for c in cells if metric in c.metrics and not c.diverged}
 
 
-def _judge(ordering: Ordering, by_method: Mapping[str, list[Cell]]) -> Verdict:
+def _judge(ordering: Ordering, by_method: Mapping[str, list[Result]]) -> Verdict:
     better, worse = (values(by_method.get(m, []), ordering.metric) for m in (ordering.better, ordering.worse))
     difference = paired_difference(better, worse)
     return Verdict(ordering, difference, judge(difference, ordering.strict))
 
 
-def _row(method: str, cells: list[Cell], verdicts: Iterable[Verdict]) -> Row:
+def _row(method: str, cells: list[Result], verdicts: Iterable[Verdict]) -> Row:
     measured = {name: found for name in METRICS if (found := values(cells, name))}
     seconds = [cell.seconds for cell in cells if cell.seconds is not None]
     title = title_of(method)
@@ -221,7 +221,7 @@ def _in_order() -> list[str]:
     return list(dict.fromkeys(method for table in TABLES for method in table.methods))
 
 
-def _cell(index: int, cell: Mapping[str, Any]) -> Cell:
+def _result(index: int, cell: Mapping[str, Any]) -> Result:
     if missing := [key for key in _KEYS if key not in cell]:
         raise InputError(f"result {index} of the bench lacks {', '.join(missing)}; remove it and run the bench again.")
     metrics: dict[str, float] = {}
@@ -235,6 +235,6 @@ def _cell(index: int, cell: Mapping[str, Any]) -> Cell:
             )
         if math.isfinite(value):
             metrics[name] = float(value)
-    return Cell(
+    return Result(
         **{key: cell[key] for key in _KEYS if key != "metrics"}, metrics=metrics, picture=cell.get("picture") or ""
     )

@@ -1,6 +1,8 @@
 """The bench: what it runs, that it resumes, what its scores are, and that its folder belongs to one suite."""
 
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -82,6 +84,43 @@ def test_a_bench_writes_every_cell_and_does_none_twice(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "results.json").read_text()) == rows
 
 
+def recorded(name, seed=0):
+    """A cell's rows, without any training."""
+    cell = bench.Cell(name, EVALUATION[0].name, seed)
+    looks = methods.ALL[name].looks if name in methods.ALL else [methods.Look(name)]
+    return cell, [bench._row(cell, look, 7) for look in looks]
+
+
+def test_results_alone_carry_a_bench_to_another_place(tmp_path, monkeypatch):
+    """results.json without the files of its cells: what it holds is not run again, and what is missing joins it."""
+    known = [*paper.REFERENCES, "echodistill"]
+    rows = [row for name in known for row in recorded(name)[1]] + recorded("lora", seed=9)[1]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    ran = []
+
+    def run_cell(folder, suite, cell):
+        ran.append(cell.training)
+        found = recorded(cell.training, cell.seed)[1]
+        bench._result(folder, cell).parent.mkdir(exist_ok=True)
+        bench._result(folder, cell).write_text(json.dumps(found))
+        return found
+
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(bench, "run_cell", run_cell)
+    told = bench.run_cells(tmp_path, LITTLE, 1, lambda line: None)
+    assert ran == ["teacher-first"]
+    assert [row["method"] for row in told] == [row["method"] for row in rows[:-1]] + ["teacher-first"]
+    # Of another seed than the suite's: not in its report, and not lost either.
+    assert json.loads((tmp_path / "results.json").read_text()) == [*rows, *recorded("teacher-first")[1]]
+
+
+@pytest.mark.parametrize("content", ["[{", '[{"concept": "a"}]', '["a"]'])
+def test_a_file_that_holds_no_results_is_named(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(InputError, match=r"results\.json .*choose another --out"):
+        bench.run_cells(tmp_path, LITTLE, 1, lambda line: None)
+
+
 def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
     def diverge(*_args, **_more):
         raise DivergedError("teacher is nan")
@@ -124,6 +163,37 @@ def test_a_folder_of_another_suite_is_refused(tmp_path):
     suites._declare(tmp_path, LITTLE)
     with pytest.raises(InputError, match="sampling_seeds is 2 there and 4 now"):
         suites._declare(tmp_path, suites.MINIATURE)
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path):
+    (tmp_path / "report.md").write_text("mine")
+    with pytest.raises(InputError, match=r"no folder of a bench: it has no suite\.json, but report\.md; choose a new"):
+        suites.bench(tmp_path, LITTLE, workers=1, command="echodistill bench", say=lambda line: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.md"]
+
+
+KILLED_PARENT = """
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from echodistill_core.evaluation.bench import _begin_worker
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin_worker)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(KILLED_PARENT)
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE)
+    assert int(parent.stdout.readline()) != parent.pid
+    parent.kill()
+    # The worker holds the same output: it is at its end when the worker is.
+    assert parent.communicate(timeout=60) == (b"", None)
 
 
 def test_a_folder_of_other_weights_is_refused(tmp_path, monkeypatch):

@@ -116,6 +116,16 @@ def test_noise_of_seed_plus_i_is_bit_equal_and_standard(family):
     assert abs(noise.std() - 1) < 4 / math.sqrt(2 * noise.numel())
 
 
+def test_each_image_may_have_a_seed_of_its_own(family, draw):
+    noise = draw_noise(family, 3, 64, 64, seed=[5, 90, 5])
+    assert torch.equal(noise[1], draw_noise(family, 1, 64, 64, seed=90)[0])
+    assert torch.equal(noise[0], noise[2])
+    batch = draw(PROMPT, PROMPT, seed=[90, 5])
+    torch.testing.assert_close(batch[1:], draw(PROMPT, seed=5), rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="2 seeds were given for 3 images"):
+        draw(PROMPT, PROMPT, PROMPT, seed=[1, 2])
+
+
 def test_same_seed_same_bits_and_the_global_generator_is_left_alone(draw):
     torch.manual_seed(0)
     before = torch.get_rng_state()
