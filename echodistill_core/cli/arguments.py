@@ -131,6 +131,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--trainings", nargs="+", default=[], metavar="NAME", help="some trainings only, by name")
     bench.add_argument("--seeds", type=int, default=0, metavar="N", help="training seeds; 0 is the suite's own number")
     bench.add_argument("--development", action="store_true", help="on the concepts that settings are chosen with")
+    bench.add_argument("--report", action="store_true", help="run nothing: the report of what has been measured so far")
     bench.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one a core")
 
 

@@ -182,7 +182,7 @@ def bench(options: argparse.Namespace) -> None:
     suite = suites.chosen(suite, trainings=options.trainings, seeds=options.seeds, development=options.development)
     folder = Path(options.out or ("runs/bench-quick" if options.quick else f"runs/bench-{options.suite}"))
     command = " ".join(["echodistill", *sys.argv[1:]])
-    workers = options.workers or os.cpu_count() or 1
+    workers = 0 if options.report else options.workers or os.cpu_count() or 1
     for path in suites.bench(folder, suite, workers=workers, command=command, say=say):
         say(f"{path}")
 

@@ -80,15 +80,13 @@ def cells_of(suite: Suite) -> list[Cell]:
 
 
 def run_cells(folder: Path, suite: Suite, workers: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run what is not yet there, write results.json, and return the results of the suite's cells (see `run_cell`).
+    """Run what is not yet there, and return the results of the suite's cells (see `run_cell` and `gather`).
 
-    What is there is a file for each cell, and what results.json holds: that file alone carries a bench to another
-    machine. It keeps what other calls measured in this folder, other concepts, seeds and trainings.
     workers: processes, each with one thread of computation. say: is given a line for every cell.
     Raises InputError where earlier results cannot be read.
     """
-    earlier = _earlier(folder)
-    waiting = [c for c in cells_of(suite) if c.name not in earlier and not _result(folder, c).is_file()]
+    there = _found(folder, suite)
+    waiting = [cell for cell in cells_of(suite) if cell.name not in there]
     began, total = time.monotonic(), len(waiting)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
         jobs = {pool.submit(run_cell, folder, suite, cell): cell for cell in waiting}
@@ -102,14 +100,27 @@ def run_cells(folder: Path, suite: Suite, workers: int, say: Callable[[str], Non
             # Leaving the block waits for every job that is not cancelled, which may be hours.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    results = {
-        cell.name: read_json(_result(folder, cell), "remove it and run the bench again")
-        if _result(folder, cell).is_file()
-        else earlier[cell.name]
-        for cell in cells_of(suite)
-    }
-    write_json(folder / RESULTS, [row for rows in (earlier | results).values() for row in rows])
+    return gather(folder, suite)
+
+
+def gather(folder: Path, suite: Suite) -> list[dict[str, Any]]:
+    """The results of those of the suite's cells that are there; results.json is brought up to date with them.
+
+    That file alone carries a bench to another machine. It keeps what other calls measured in this folder: other
+    concepts, seeds and trainings. Raises InputError where results cannot be read.
+    """
+    results = _found(folder, suite)
+    write_json(folder / RESULTS, [row for rows in (_earlier(folder) | results).values() for row in rows])
     return [row for rows in results.values() for row in rows]
+
+
+def _found(folder: Path, suite: Suite) -> dict[str, list[dict[str, Any]]]:
+    """The results of those of the suite's cells that have a file of their own, or stand in results.json, by name."""
+    results = _earlier(folder)
+    for cell in cells_of(suite):
+        if (path := _result(folder, cell)).is_file():
+            results[cell.name] = read_json(path, "remove it and run the bench again")
+    return {cell.name: results[cell.name] for cell in cells_of(suite) if cell.name in results}
 
 
 def _earlier(folder: Path) -> dict[str, list[dict[str, Any]]]:

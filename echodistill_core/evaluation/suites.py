@@ -21,13 +21,14 @@ from ..miniature.world import CONTEXTS
 from ..models.embedded import FOLDER, MANIFEST, sha256
 from ..models.sources import settings_for
 from ..settings import EchoSettings, determining, nearest
-from .bench import SOURCES, Suite, read_json, run_cells, settings_of
+from .bench import SOURCES, Suite, gather, read_json, run_cells, settings_of
 from .methods import ALL, TRAININGS, TRIALS
 from .report import write_report
 
 MINIATURE = Suite(tuple(c.name for c in EVALUATION), (0, 1, 2), tuple(TRAININGS))
 # Where settings are chosen: never on the concepts that judge them.
 LABORATORY = Suite(tuple(c.name for c in DEVELOPMENT), (0, 1, 2), tuple(TRIALS))
+RECORD = "suite.json"  # what a folder's cells are made with, and which runs made them
 SUITES = {"miniature": MINIATURE, "laboratory": LABORATORY}
 # Shows that every kind of training and every part of the report works; its figures mean nothing.
 QUICK = Suite(
@@ -44,13 +45,17 @@ QUICK = Suite(
 def bench(folder: Path, suite: Suite, *, workers: int, command: str, say: Callable[[str], None]) -> tuple[Path, Path]:
     """Run a suite into a folder, or what is missing of it, and write its report; returns the report's files.
 
+    workers: processes; with 0 nothing is run, and the report tells what is there and what is missing.
     command: what was called, for the report. say: is given a line for every cell.
     An interrupted bench goes on by the same call. Raises InputError where the folder holds another suite's results.
     """
     _declare(folder, suite)
-    date = time.strftime("%Y-%m-%d")
-    rows = run_cells(folder, suite, workers, say)
-    return write_report(rows, _header(suite, command, date, workers), folder)
+    if workers:
+        _sign(folder, command, workers)
+        rows = run_cells(folder, suite, workers, say)
+    else:
+        rows = gather(folder, suite)
+    return write_report(rows, _header(folder, suite), folder)
 
 
 def chosen(suite: Suite, *, trainings: Sequence[str], seeds: int, development: bool) -> Suite:
@@ -77,7 +82,7 @@ def _declare(folder: Path, suite: Suite) -> None:
 
     Concepts, seeds and trainings may grow: their cells stand apart.
     """
-    path = folder / "suite.json"
+    path = folder / RECORD
     if folder.is_dir() and not path.is_file() and (others := sorted(p.name for p in folder.iterdir())):
         raise InputError(
             f"{folder} is no folder of a bench: it has no suite.json, but {others[0]}; choose a new or empty --out, so "
@@ -110,12 +115,12 @@ def _settings(suite: Suite, training: str) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if name not in ("seed", "class_noun")}
 
 
-def _header(suite: Suite, command: str, date: str, workers: int) -> dict[str, Any]:
+def _sign(folder: Path, command: str, workers: int) -> None:
+    """Note in the folder's record that this command measures here today, on this machine."""
     processor = platform.processor() or platform.machine()
-    return {
-        "title": "EchoDistill in the miniature",
+    run = {
         "command": command,
-        "date": date,
+        "date": time.strftime("%Y-%m-%d"),
         "machine": f"{processor}, {os.cpu_count()} cores, {workers} processes, on the CPU",
         "versions": {
             "python": platform.python_version(),
@@ -123,8 +128,21 @@ def _header(suite: Suite, command: str, date: str, workers: int) -> dict[str, An
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
         },
+    }
+    record = read_json(folder / RECORD, "choose another --out")
+    runs = [earlier for earlier in record.get("runs", []) if earlier != run]
+    write_json(folder / RECORD, {**record, "runs": [*runs, run]})
+
+
+def _header(folder: Path, suite: Suite) -> dict[str, Any]:
+    """What a report begins with: who measured last, who before, and what."""
+    *before, last = read_json(folder / RECORD, "choose another --out").get("runs") or [{}]
+    return {
+        "title": "EchoDistill in the miniature",
+        **last,
         "concepts": list(suite.concepts),
         "seeds": list(suite.seeds),
         "sampling": f"{suite.prompts or len(CONTEXTS)} prompts, {suite.sampling_seeds} noises each",
         "settings": suite.options or "the miniature's own",
+        **({"measured before that": before} if before else {}),
     }

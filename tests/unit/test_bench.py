@@ -114,6 +114,28 @@ def test_results_alone_carry_a_bench_to_another_place(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "results.json").read_text()) == [*rows, *recorded("teacher-first")[1]]
 
 
+def test_a_report_of_what_is_there_runs_nothing_and_names_who_measured(tmp_path, monkeypatch):
+    suites._declare(tmp_path, LITTLE)
+    suites._sign(tmp_path, "echodistill bench --seeds 1", 2)
+    (tmp_path / "results.json").write_text(json.dumps(recorded("teacher-first")[1]))
+    monkeypatch.setattr(bench, "run_cell", lambda *_: pytest.fail("a cell was run"))
+    path, _ = suites.bench(tmp_path, LITTLE, workers=0, command="echodistill bench --report", say=pytest.fail)
+    text = path.read_text()
+    assert "- command: echodistill bench --seeds 1\n" in text
+    assert "Teacher first, then distilled" in text
+    assert "Not run: EchoDistill, before echo" in text
+
+
+def test_every_machine_that_measured_is_named_once(tmp_path):
+    suites._declare(tmp_path, LITTLE)
+    for command in ("bench a", "bench b", "bench a"):
+        suites._sign(tmp_path, command, 2)
+    suites._declare(tmp_path, LITTLE)
+    header = suites._header(tmp_path, LITTLE)
+    assert header["command"] == "bench a"
+    assert [run["command"] for run in header["measured before that"]] == ["bench b"]
+
+
 @pytest.mark.parametrize("content", ["[{", '[{"concept": "a"}]', '["a"]'])
 def test_a_file_that_holds_no_results_is_named(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
