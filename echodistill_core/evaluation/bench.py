@@ -106,7 +106,7 @@ def run_cells(folder: Path, suite: Suite, workers: int, say: Callable[[str], Non
 def gather(folder: Path, suite: Suite) -> list[dict[str, Any]]:
     """The results of those of the suite's cells that are there; results.json is brought up to date with them.
 
-    That file alone carries a bench to another machine. It keeps what other calls measured in this folder: other
+    With suite.json it carries a bench to another machine. It keeps what other calls measured in this folder: other
     concepts, seeds and trainings. Raises InputError where results cannot be read.
     """
     results = _found(folder, suite)

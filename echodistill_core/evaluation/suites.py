@@ -47,8 +47,11 @@ def bench(folder: Path, suite: Suite, *, workers: int, command: str, say: Callab
 
     workers: processes; with 0 nothing is run, and the report tells what is there and what is missing.
     command: what was called, for the report. say: is given a line for every cell.
-    An interrupted bench goes on by the same call. Raises InputError where the folder holds another suite's results.
+    An interrupted bench goes on by the same call. Raises InputError where the folder holds another suite's results, or
+    none to report.
     """
+    if not workers and not (folder / RECORD).is_file():
+        raise InputError(f"{folder} holds no bench to report on (no {RECORD}); check --out, or run without --report.")
     _declare(folder, suite)
     if workers:
         _sign(folder, command, workers)

@@ -126,6 +126,12 @@ def test_a_report_of_what_is_there_runs_nothing_and_names_who_measured(tmp_path,
     assert "Not run: EchoDistill, before echo" in text
 
 
+def test_there_is_no_report_on_a_folder_without_a_bench(tmp_path):
+    with pytest.raises(InputError, match=r"holds no bench to report on \(no suite\.json\); check --out"):
+        suites.bench(tmp_path / "new", LITTLE, workers=0, command="echodistill bench --report", say=pytest.fail)
+    assert not (tmp_path / "new").exists()
+
+
 def test_every_machine_that_measured_is_named_once(tmp_path):
     suites._declare(tmp_path, LITTLE)
     for command in ("bench a", "bench b", "bench a"):
