@@ -114,26 +114,37 @@ def check_fit(
     remedy: str = "load that one, or allow it with --any-base",
 ) -> None:
     """Raise InputError unless the adapter is for this role, this width of text and, without any_base, these weights."""
-    meta = adapter.metadata
+    check_role(adapter, role, family.text.width)
+    if not any_base:
+        found = {"base_fingerprint": denoiser.fingerprint, "text_fingerprint": family.text_fingerprint}
+        check_base(adapter, found, f"{role} {denoiser.origin}", remedy)
+
+
+def check_role(adapter: Adapter, role: str, width: int) -> None:
+    """Raise InputError unless the adapter is for this role and for text features of this width."""
     if adapter.role != role:
         raise InputError(
             f"{adapter.origin} belongs to the {adapter.role}, but the {role} is to wear it; choose the other file."
         )
-    if adapter.rows.shape[1] != family.text.width:
+    if adapter.rows.shape[1] != width:
         raise InputError(
             f"{adapter.origin} has token rows {adapter.rows.shape[1]} wide, but this model reads text "
-            f"{family.text.width} wide; it was trained on another base model ({meta.get('base_model', 'unknown')})."
+            f"{width} wide; it was trained on another base model ({adapter.metadata.get('base_model', 'unknown')})."
         )
-    if any_base:
-        return
-    for key, found, what in (
-        ("base_fingerprint", denoiser.fingerprint, f"{role} {denoiser.origin}"),
-        ("text_fingerprint", family.text_fingerprint, "text encoder"),
-    ):
-        if meta[key] != found:
+
+
+def check_base(adapter: Adapter, found: Mapping[str, str], model: str, remedy: str) -> None:
+    """Raise InputError unless the adapter was trained on the weights with these fingerprints.
+
+    found: "base_fingerprint" of the UNet, and "text_fingerprint" of the text encoder where that is to be checked too.
+    """
+    what = {"base_fingerprint": model, "text_fingerprint": "text encoder"}
+    for key, fingerprint in found.items():
+        if adapter.metadata[key] != fingerprint:
             raise InputError(
-                f"{adapter.origin} was trained on another base model ({meta.get('base_model', 'unknown')}, fingerprint "
-                f"{meta[key]}) than this {what} (fingerprint {found}); {remedy}."
+                f"{adapter.origin} was trained on another base model "
+                f"({adapter.metadata.get('base_model', 'unknown')}, fingerprint {adapter.metadata[key]}) than this "
+                f"{what[key]} (fingerprint {fingerprint}); {remedy}."
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,21 @@ _PROJECTOR_NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a backbone's files are: the encoder, and IP-Adapter's projector where it lies apart (`load_backbone`)."""
+
+    encoder: Path
+    projector: Path | None = None
+
+
 @torch.inference_mode(False)
-def load_backbones(wanted: Mapping[str, str], source: str = "") -> dict[str, Backbone]:
+def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Place] = "") -> dict[str, Backbone]:
     """Load several backbones, frozen, on the CPU in the files' precision.
 
     wanted: role -> name in SPECS, as training.state.needed_backbones returns it. The result has the same roles.
     source: "tiny" for small random ones; "miniature" for the embedded ones; a folder with one subfolder or file for
-        each name; or "" for the hub cache.
+        each name; "" for the hub cache; or, by name, where a caller found them.
     Raises InputError naming everything that is missing at once and the command that gets it.
     """
     if source == "tiny":
@@ -45,21 +54,19 @@ def load_backbones(wanted: Mapping[str, str], source: str = "") -> dict[str, Bac
         names = {role: name.removesuffix("-small") for role, name in wanted.items()}
         folder = embedded_folder("backbones")
         return {role: load_backbone(name, folder / name, specs=MINIATURE_SPECS) for role, name in names.items()}
-    places: dict[str, Path] = {}
-    missing = []
-    for name in wanted.values():
-        place = _find(name, source)
-        if place is None:
-            missing.append(name)
-        else:
-            places[name] = place
+    if isinstance(source, str):
+        found = {name: _find(name, source) for name in wanted.values()}
+        places = {name: Place(path) for name, path in found.items() if path is not None}
+        where = f"the folder {source} or the hub cache" if source else "the hub cache"
+    else:
+        places, where = dict(source), "the folders that were given"
+    missing = [name for name in wanted.values() if name not in places]
     if missing:
         titles = ", ".join(f"{SPECS[n].title} ({n})" for n in missing)
-        where = f"the folder {source} or the hub cache" if source else "the hub cache"
         raise InputError(
             f"backbones are missing: {titles}; looked in {where}. Run: echodistill download {' '.join(missing)}"
         )
-    return {role: load_backbone(name, places[name]) for role, name in wanted.items()}
+    return {role: load_backbone(name, places[name].encoder, places[name].projector) for role, name in wanted.items()}
 
 
 def load_backbone(

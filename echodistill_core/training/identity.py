@@ -35,12 +35,20 @@ def inputs_identity(settings: TrainSettings, images: ImageSet) -> dict[str, Any]
 
 def family_identity(family: Family) -> dict[str, str]:
     """The part of a run's identity that is the models'."""
+    teacher = family.teacher
+    return models_identity(
+        (family.student.fingerprint, family.student.schedule.prediction_type),
+        None if teacher is None else (teacher.fingerprint, teacher.schedule.prediction_type),
+        family.text_fingerprint,
+    )
+
+
+def models_identity(student: tuple[str, str], teacher: tuple[str, str] | None, text_encoder: str) -> dict[str, str]:
+    """The same from fingerprints and what each model predicts, for callers that have not built a family yet."""
     return {
-        "student": f"{family.student.fingerprint} ({family.student.schedule.prediction_type})",
-        "teacher": f"{family.teacher.fingerprint} ({family.teacher.schedule.prediction_type})"
-        if family.teacher
-        else "none",
-        "text_encoder": family.text_fingerprint,
+        "student": f"{student[0]} ({student[1]})",
+        "teacher": "none" if teacher is None else f"{teacher[0]} ({teacher[1]})",
+        "text_encoder": text_encoder,
     }
 
 

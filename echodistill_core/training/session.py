@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..models.family import Family
 from ..models.sources import ModelSources, backbone_source
 from ..perception.backbones import Backbone
-from ..perception.load import load_backbones
+from ..perception.load import Place, load_backbones
 from ..settings import EchoSettings, TrainSettings
 from .batches import TrainingImages
 from .checkpoint import CHECKPOINT, load_checkpoint
@@ -35,12 +35,14 @@ def train(
     folder: str | Path,
     listen: Listener,
     start: Mapping[str, Path] | None = None,
+    places: Mapping[str, Place] | None = None,
 ) -> Run:
     """The distillation stage into a run folder: begun, resumed at its last checkpoint, or found finished.
 
     start: role -> adapter file that the role begins from (training.start); its content is part of the run's identity.
         A teacher that begins from one and has teacher_weight 0 stays the personalised teacher that it is, and so does
         the token where it is shared: teacher-first.
+    places: backbone -> where a caller found its files; None looks where the sources say.
     The family is borrowed: however training ends, it is given back as it was loaded.
     Raises InputError before anything is computed or written where an input does not fit, DivergedError where a loss
     does not stay finite.
@@ -58,7 +60,7 @@ def train(
         if run.is_finished("distil"):
             return run
     # Looked for before a new folder is made, so that a failed start leaves nothing behind.
-    backbones = load_backbones(needed_backbones(settings), backbone_source(sources))
+    backbones = load_backbones(needed_backbones(settings), backbone_source(sources) if places is None else places)
     run = create_or_resume(folder, settings, sources, images, family, start)
     with _training(family, backbones, settings, begun) as state:
         add_prior(state, run, listen)
@@ -68,10 +70,16 @@ def train(
     return run
 
 
-def echo(run: Run, family: Family, settings: EchoSettings, listen: Listener) -> Run:
+def echo(
+    run: Run,
+    family: Family,
+    settings: EchoSettings,
+    listen: Listener,
+    places: Mapping[str, Place] | None = None,
+) -> Run:
     """The echoing stage of a finished run: begun, resumed, or found finished. The adapters of before stay beside it.
 
-    The family is borrowed, as in `train`.
+    The family is borrowed, and backbones are found, as in `train`.
     Raises InputError where the run is not trained to its end, was echoed with other settings, or has other models.
     """
     distil = run.settings
@@ -82,7 +90,7 @@ def echo(run: Run, family: Family, settings: EchoSettings, listen: Listener) -> 
     run.declare_echo(settings)
     if run.is_finished("echo"):
         return run
-    backbones = load_backbones(needed_backbones(distil), backbone_source(run.sources))
+    backbones = load_backbones(needed_backbones(distil), backbone_source(run.sources) if places is None else places)
     with _training(family, backbones, distil, begun) as state:
         add_prior(state, run, listen)
         fresh_critics = {n: p.detach().clone() for n, p in state.critics.named_parameters()}

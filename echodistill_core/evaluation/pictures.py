@@ -1,0 +1,70 @@
+"""CLIP-T, CLIP-I and DINO of any pictures against photographs and a prompt, with whichever encoders are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..concept.augment import to_unit
+from ..concept.images import square_images
+from ..concept.photographs import Photograph
+from ..miniature.judges import load_judges
+from ..models.text import clip_tokenizer
+from ..perception.backbones import Backbone, normalised, resized
+from ..perception.load import Place, load_backbone
+from . import metrics
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def score_pictures(
+    images: Tensor,
+    photographs: Sequence[Photograph],
+    prompt: str,
+    placeholder: str,
+    protocol: metrics.Protocol,
+    places: Mapping[str, Place],
+) -> dict[str, float]:
+    """The scores, by "clip_t", "clip_i", "dino", as far as their encoders are in `places`.
+
+    images (B, 3, H, W) in [-1, 1], all made from `prompt`. placeholder: what CLIP-T leaves out of it.
+    places: encoder -> where its files are; the miniature's judges come with the package and need none.
+    """
+    crop = "squash" if protocol.squash else "center"
+    side = protocol.squash or max(protocol.clip_size, protocol.dino_size)
+    references = to_unit(square_images(photographs, side, crop).pixels)
+    caption = metrics.without_placeholder(prompt, placeholder)
+    images = images.float()
+    if protocol.squash:
+        images = resized(images, protocol.squash)
+    if protocol.name == "miniature":
+        judges = load_judges()
+        pictured = judges.image_text_image(images)
+        text = judges.image_text_text([caption]).expand(len(images), -1)
+        return {
+            "clip_t": metrics.clip_t(pictured, text),
+            "clip_i": metrics.clip_i(pictured, judges.image_text_image(references)),
+            "dino": metrics.dino(judges.identity(images), judges.identity(references)),
+        }
+    result: dict[str, float] = {}
+    if protocol.clip in places:
+        backbone = load_backbone(protocol.clip, places[protocol.clip].encoder).float()
+        pictured, real = (_features(backbone, x, protocol.clip_size) for x in (images, references))
+        ids = clip_tokenizer(pad_with_end=True)([caption], padding="max_length", truncation=True, return_tensors="pt")
+        clip = backbone.encoder
+        text = clip.text_projection(clip.text_model(ids.input_ids).pooler_output)  # type: ignore[operator]
+        result["clip_t"] = metrics.clip_t(pictured, text.expand(len(images), -1))
+        result["clip_i"] = metrics.clip_i(pictured, real)
+    if protocol.dino in places:
+        backbone = load_backbone(protocol.dino, places[protocol.dino].encoder).float()
+        seen, real = (_features(backbone, x, protocol.dino_size) for x in (images, references))
+        result["dino"] = metrics.dino(seen, real)
+    return result
+
+
+def _features(backbone: Backbone, images: Tensor, size: int) -> Tensor:
+    """Features at the protocol's size, which need not be the one that the encoder was trained at."""
+    spec = backbone.spec
+    return spec.features(backbone.encoder, normalised(images, size, (spec.mean, spec.std))).float()
