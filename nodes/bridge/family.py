@@ -1,0 +1,63 @@
+"""ComfyUI's MODEL, CLIP and VAE as a family of the core, to be trained without a trace on the user's own."""
+
+from __future__ import annotations
+
+import logging
+
+from ...echodistill_core.errors import InputError
+from ...echodistill_core.models.family import Family
+from ...echodistill_core.models.load import load_family
+from .kinds import prediction_of, sources_of
+from .sockets import Models
+from .weights import UNET_PREFIX, network_tensors, text_prefix
+
+log = logging.getLogger(__name__)
+
+
+def borrow_family(models: Models) -> tuple[Family, list[str]]:
+    """A family of the core from the user's objects, and notes on what was baked in or left out.
+
+    Everything is copied: the family may be trained, and the user's objects stay as they are.
+    Raises InputError for models of other families, and where the parts do not fit each other.
+    """
+    clip = models.clip
+    student_prediction = prediction_of(models.student, "student")
+    teacher_prediction = prediction_of(models.teacher, "teacher")
+    if clip.layer_idx is not None:
+        raise InputError(
+            f"the CLIP stops at layer {clip.layer_idx} (CLIP Set Last Layer); training reads the layer that the models "
+            "were made with: connect the CLIP without that node."
+        )
+    parts = {
+        "student": network_tensors(models.student, UNET_PREFIX),
+        "teacher": network_tensors(models.teacher, UNET_PREFIX),
+        "CLIP": network_tensors(clip.patcher, text_prefix(clip)),
+        "VAE": network_tensors(models.vae.patcher),
+    }
+    sources = sources_of(models)
+    licence = "MIT" if sources.family == "miniature" else "that of the checkpoints that were connected"
+    family = load_family(
+        {"unet": parts["student"].tensors, "vae": parts["VAE"].tensors},
+        {"unet": parts["teacher"].tensors, "text_encoder": parts["CLIP"].tensors},
+        name=sources.family,
+        student_prediction=student_prediction,
+        teacher_prediction=teacher_prediction,
+        licences={"student": licence, "teacher": licence},
+    )
+    notes = [
+        f"{part.patched} weights of the {name} were taken with their patches (LoRAs) baked in"
+        for name, part in parts.items()
+        if part.patched
+    ]
+    for name, model in (("student", models.student), ("teacher", models.teacher)):
+        left_out = sorted(k for k, v in model.model_options.get("transformer_options", {}).items() if v)
+        if left_out:
+            notes.append(f"what changes the {name} while it samples was left out: {', '.join(left_out)}")
+    if student_prediction == "v_prediction" and teacher_prediction == "epsilon":
+        notes.append(
+            "the student predicts velocity as SD 2.1 does, and the teacher noise as SD-Turbo does: are the two swapped?"
+        )
+    notes += family.warnings
+    for note in notes:
+        log.warning("%s", note)
+    return family, notes

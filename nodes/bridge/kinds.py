@@ -1,0 +1,79 @@
+"""Which family of models is in a socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_sampling
+import torch
+
+from ...echodistill_core.errors import InputError
+from ...echodistill_core.models.architectures import STABLE_DIFFUSION_NOISE, Architecture
+from ...echodistill_core.models.checkpoint import read_checkpoint, schedule_of
+from ...echodistill_core.models.sources import ModelSources
+from .sockets import Models
+from .weights import UNET_PREFIX, network_tensors, once
+
+# ComfyUI computes its schedule in another order than diffusers; zero-SNR or shifted ones are farther away.
+SCHEDULE_TOLERANCE = 1e-4
+
+
+def architecture_of(model: Any) -> Architecture:
+    """The architecture of a MODEL's UNet. Raises InputError, saying what it looks like, for one of another family."""
+
+    def look() -> Architecture:
+        tensors = network_tensors(model, UNET_PREFIX, copy=False, patches=False).tensors
+        return read_checkpoint({"unet": tensors}, origin="the MODEL").architecture
+
+    found: Architecture = once(model, "architecture", look)
+    return found
+
+
+def sources_of(models: Models) -> ModelSources:
+    """The core's name for these models, which decides recommended settings and where backbones are.
+
+    Raises InputError for a part that is missing, and for a student and a teacher that do not belong together.
+    """
+    parts = {"student": models.student, "teacher": models.teacher, "CLIP": models.clip, "VAE": models.vae}
+    for name, part in parts.items():
+        if part is None or (name == "VAE" and getattr(part, "patcher", None) is None):
+            raise InputError(
+                f"the {name} is missing: the file it was loaded from holds none; connect another loader's."
+            )
+    student, teacher = architecture_of(models.student), architecture_of(models.teacher)
+    if student.name != teacher.name:
+        raise InputError(
+            f"the student is a {student.name} model and the teacher a {teacher.name} one; take both from one family: "
+            "SD-Turbo with SD 2.1, or both outputs of Load Miniature."
+        )
+    return ModelSources(family="miniature" if student.name == "miniature" else "sd-turbo")
+
+
+def prediction_of(model: Any, socket: str) -> str:
+    """What a MODEL predicts, in the core's words, from its sampling object (which ModelSamplingDiscrete may replace).
+
+    Raises InputError for another kind of model and for a schedule that is not Stable Diffusion's.
+    """
+    sampling = model.get_model_object("model_sampling")
+    # X0, EDM and V_PREDICTION are subclasses of EPS, so the order matters.
+    kinds = (
+        (comfy.model_sampling.X0, "sample"),
+        (comfy.model_sampling.EDM, ""),
+        (comfy.model_sampling.V_PREDICTION, "v_prediction"),
+        (comfy.model_sampling.EPS, "epsilon"),
+    )
+    prediction = next((word for kind, word in kinds if isinstance(sampling, kind)), "")
+    sigmas = getattr(sampling, "sigmas", None)
+    expected = schedule_of(STABLE_DIFFUSION_NOISE, "epsilon").alphas_cumprod
+    found = None if sigmas is None else 1 / (1 + sigmas.detach().to("cpu", torch.float64) ** 2)
+    if not prediction or found is None or found.shape != expected.shape:
+        raise InputError(
+            f"the {socket} is sampled as {type(sampling).__mro__[1].__name__}; expected a model of Stable Diffusion "
+            "1.5, 2.1 or Turbo, which predicts noise, velocity or the image over 1000 timesteps."
+        )
+    if float((found - expected).abs().max()) > SCHEDULE_TOLERANCE:
+        raise InputError(
+            f"the {socket} has a noise schedule that is not Stable Diffusion's; take away ModelSamplingDiscrete's zsnr "
+            "and other changes of the schedule before training."
+        )
+    return prediction

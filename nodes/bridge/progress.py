@@ -1,0 +1,85 @@
+"""A stage's events on its node: progress bar, live preview, loss and time left as text, and Cancel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_management
+from comfy.utils import ProgressBar
+from server import PromptServer
+
+from ...echodistill_core.reporting import contact_sheet
+from ...echodistill_core.training.events import Event, LossesLogged, PoolProgress, PreviewReady, StepDone
+
+PREVIEW_SIDE = 512  # pixels; the front end shows it smaller
+TEXT_INTERVAL = 0.5  # seconds
+
+
+def say(node_id: str | None, text: str) -> None:
+    """Show a text on a node of the client that is running it."""
+    server = PromptServer.instance
+    if node_id is not None and server is not None:
+        server.send_progress_text(text, node_id, server.client_id)
+
+
+class NodeProgress:
+    """A listener that shows a stage on its node, and raises ComfyUI's interruption as soon as Cancel was pressed.
+
+    The loop then leaves a checkpoint before it passes the exception on.
+    """
+
+    def __init__(self, node_id: str | None, title: str, iterations: int) -> None:
+        self.node_id = node_id
+        self.title = title
+        self.bar = ProgressBar(iterations, node_id=node_id)
+        self.began: tuple[float, int] | None = None
+        self.losses: Mapping[str, float] = {}
+        self.said = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Show what the event tells."""
+        if isinstance(event, PoolProgress):
+            self._text(f"{event.name}: {event.done} of {event.size} images", last=event.done == event.size)
+        elif isinstance(event, LossesLogged) and event.rows:
+            self.losses = event.rows[-1]
+        elif isinstance(event, PreviewReady):
+            self.bar.update_absolute(event.step, None, ("JPEG", contact_sheet(event.images, 2), PREVIEW_SIDE))
+        elif isinstance(event, StepDone):
+            self.bar.update_absolute(event.step, event.iterations)
+            self._step(event)
+        # After what the event brought was taken in, and at every event: newer ComfyUIs look at Cancel in the progress
+        # bar only now and then.
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def _step(self, event: StepDone) -> None:
+        now = time.monotonic()
+        if self.began is None:
+            self.began = (now, event.step)
+        began, first = self.began
+        done = event.step - first
+        left = f", {_minutes((now - began) / done * (event.iterations - event.step))} left" if done else ""
+        losses = "  ".join(f"{name} {value:.3g}" for name, value in self.losses.items() if name != "step")
+        line = f"{self.title}: {event.step} of {event.iterations}{left}"
+        self._text(f"{line}\n{losses}" if losses else line, last=event.step == event.iterations)
+
+    def _text(self, text: str, *, last: bool) -> None:
+        now = time.monotonic()
+        if last or now - self.said >= TEXT_INTERVAL:
+            self.said = now
+            say(self.node_id, text)
+
+
+def several(*listeners: Any) -> Any:
+    """One listener that tells each event to all of these, in order."""
+
+    def listen(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return listen
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,96 @@
+"""What the two training nodes share: the models of a run, read once, and what a finished stage shows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+from torch import Tensor
+
+from ...echodistill_core.models.family import Family
+from ...echodistill_core.models.sources import ModelSources
+from ...echodistill_core.perception.load import Place
+from ...echodistill_core.settings import TrainSettings
+from ...echodistill_core.training.run import Run
+from ...echodistill_core.training.state import needed_backbones
+from .backbones import find_backbones
+from .family import borrow_family
+from .memory import least_bytes, room_for
+from .pictures import image_of_files
+from .progress import say
+from .sockets import AdapterFiles, Models
+
+log = logging.getLogger(__name__)
+
+
+def places_of(settings: TrainSettings, sources: ModelSources) -> dict[str, Place] | None:
+    """Where the backbones of these settings are; None for the miniature's, which come with the package."""
+    if sources.family == "miniature":
+        return None
+    return find_backbones(needed_backbones(settings).values())
+
+
+@contextmanager
+def borrowed(
+    models: Models, settings: TrainSettings, places: dict[str, Place] | None, node: str | None
+) -> Iterator[Family]:
+    """The models as a family to train, with ComfyUI's own models moved out of its way; all is given back afterwards.
+
+    Raises InputError where they do not fit each other or the memory.
+    """
+    device = mm.get_torch_device()
+    needed = least_bytes(
+        [models.student, models.teacher, models.clip.patcher, models.vae.patcher],
+        _learning(models, settings),
+        (places or {}).values(),
+        settings,
+    )
+    with room_for(needed, device, settings) as words:
+        log.info("EchoDistill: training needs %s", words)
+        family, notes = borrow_family(models)
+        say(node, "\n".join([f"training needs {words}", *notes]))
+        try:
+            yield family
+        except mm.OOM_EXCEPTION:
+            # ComfyUI frees all models when it sees this, so it must; the checkpoint before it is on disk.
+            log.error("EchoDistill: memory ran out; memory_mode low takes less, and the same prompt goes on.")
+            raise
+
+
+def _learning(models: Models, settings: TrainSettings) -> int:
+    """How many numbers learn, over both roles: keys and values of the cross-attention, all, or next to none."""
+    kind = settings.trainable.removesuffix("+token")
+    parts = {"kv": (".attn2.to_k.", ".attn2.to_v."), "full": ("",)}.get(kind, ())
+    return sum(
+        p.numel()
+        for patcher in (models.student, models.teacher)
+        for name, p in patcher.model.named_parameters()
+        if any(part in name for part in parts)
+    )
+
+
+def adapters_of(run: Run, stage: str) -> AdapterFiles:
+    """The adapter files of a finished stage."""
+    paths = {role: run.path(stage, f"{role}.safetensors") for role in ("student", "teacher")}
+    return AdapterFiles({role: path for role, path in paths.items() if path.is_file()})
+
+
+def samples_of(run: Run, stage: str) -> Tensor:
+    """The stage's contact sheets, in order, as an IMAGE."""
+    return image_of_files(sorted(run.path(stage, "samples").glob("step_*.png")))
+
+
+def losses_of(run: Run, stage: str) -> Tensor:
+    """The stage's plot of losses as an IMAGE."""
+    return image_of_files([run.path(stage, "losses.png")])
+
+
+def summary(run: Run, stage: str, notes: Iterable[str] = ()) -> str:
+    """A finished stage in a few lines."""
+    figures: dict[str, Any] = run.record["finished"][stage]
+    losses = "  ".join(f"{n} {v:.3g}" for n, v in figures["losses"].items() if n != "step")
+    return "\n".join([f"{figures['iterations']} iterations, in {Path(run.folder).name}", losses, *notes])

@@ -1,0 +1,78 @@
+"""Widgets made from the core's settings, so that a default, a range and a reason exist once."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+AUTO = "auto"  # of a choice
+UNSET = -1  # of a number: no setting is negative
+LARGEST = 2**31 - 1
+
+
+def widget(cls: type, name: str, **options: Any) -> io.Input:
+    """The widget of one setting with its own default; options: what to say otherwise about it."""
+    field = _fields(cls)[name]
+    low, high = field.metadata["low"], field.metadata["high"]
+    kind = typing.get_type_hints(cls)[name]
+    common = {"default": field.default, "tooltip": _reason(field), **options}
+    if field.metadata["choices"]:
+        return io.Combo.Input(name, options=list(field.metadata["choices"]), **common)
+    if kind is bool:
+        return io.Boolean.Input(name, **common)
+    if kind is str:
+        return io.String.Input(name, **common)
+    if kind is int:
+        common = {"min": int(low or 0), "max": int(high or LARGEST), **common}
+        return io.Int.Input(name, **common)
+    return io.Float.Input(name, **{"min": low, "max": high or 1000.0, "step": 0.01, **common})
+
+
+def advanced_widgets(cls: type, without: Collection[str]) -> list[io.Input]:
+    """A widget for every other setting, each left to the preset and the models until the user sets it."""
+    return [_advanced(cls, name) for name in _fields(cls) if name not in without]
+
+
+def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the user has set: values of `advanced_widgets` without those left alone."""
+    words = {"on": True, "off": False}
+    return {name: words.get(value, value) for name, value in values.items() if value not in (AUTO, UNSET)}
+
+
+def advanced(given: io.Input) -> io.Input:
+    """Mark an input as advanced: newer front ends fold it away, older ones show it."""
+    given.extra_dict["advanced"] = True
+    return given
+
+
+def _advanced(cls: type, name: str) -> io.Input:
+    field = _fields(cls)[name]
+    kind = typing.get_type_hints(cls)[name]
+    default = ("on" if field.default else "off") if kind is bool else field.default
+    if kind is bool or field.metadata["choices"]:
+        options = [AUTO, *(field.metadata["choices"] or ("on", "off"))]
+        tooltip = f"{_reason(field)} auto: what suits preset and models ({default} in the paper)."
+        return advanced(io.Combo.Input(name, options=options, default=AUTO, tooltip=tooltip))
+    tooltip = f"{_reason(field)} {UNSET}: what suits preset and models ({default:g} in the paper)."
+    high = field.metadata["high"]
+    if kind is int:
+        high = int(high or LARGEST)
+        return advanced(io.Int.Input(name, default=UNSET, min=UNSET, max=high, tooltip=tooltip))
+    # Learning rates are millionths, weights hundredths.
+    step = 1e-6 if field.default < 0.01 else 0.01
+    return advanced(
+        io.Float.Input(name, default=UNSET, min=UNSET, max=high or 1000.0, step=step, round=False, tooltip=tooltip)
+    )
+
+
+def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+def _reason(field: dataclasses.Field[Any]) -> str:
+    reason, unit = str(field.metadata["reason"]), field.metadata["unit"]
+    return f"{reason[0].upper()}{reason[1:]}{f' ({unit})' if unit else ''}."

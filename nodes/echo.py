@@ -1,0 +1,124 @@
+"""EchoStage: the student's own samples teach student and teacher."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+from comfy_api.latest import io, ui
+
+from ..echodistill_core.errors import InputError
+from ..echodistill_core.files import replacing_folder
+from ..echodistill_core.models.sources import settings_for
+from ..echodistill_core.reporting import RunPictures
+from ..echodistill_core.settings import EchoSettings, determining
+from ..echodistill_core.training import session
+from ..echodistill_core.training.identity import fingerprint_of
+from ..echodistill_core.training.run import Run, open_run
+from .bridge import training
+from .bridge.pictures import image_of_files
+from .bridge.progress import NodeProgress, say, several
+from .bridge.sockets import AdapterSocket, RunSocket, TrainedRun
+from .bridge.widgets import advanced_widgets, chosen, widget
+from .reference_images import CATEGORY
+
+_NOT_ADVANCED = frozenset({"iterations", "pool_size", "prompts", "real_share"})
+
+
+class EchoStage(io.ComfyNode):
+    """A run in, an echoed run out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's sockets and widgets."""
+        return io.Schema(
+            node_id="EchoStage",
+            display_name="Echo Stage",
+            category=CATEGORY,
+            description="The student draws a pool of images, and both models go on learning from those.",
+            inputs=[
+                RunSocket.Input("trained", tooltip="From Train EchoDistill."),
+                widget(EchoSettings, "iterations"),
+                widget(EchoSettings, "pool_size", max=1000),
+                widget(
+                    EchoSettings,
+                    "prompts",
+                    multiline=True,
+                    tooltip="Prompts of the pool, one a line, with the placeholder; empty takes the training prompts.",
+                ),
+                widget(EchoSettings, "real_share"),
+                *advanced_widgets(EchoSettings, without=_NOT_ADVANCED),
+            ],
+            outputs=[
+                RunSocket.Output(display_name="run", tooltip="The echoed run."),
+                AdapterSocket.Output(display_name="adapter", tooltip="For Load Echo Adapter and Save Echo Adapter."),
+                io.Image.Output(display_name="samples", tooltip="One-step samples through the stage, first to last."),
+                io.Image.Output(display_name="pool", tooltip="The images that the student made for this stage."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, trained: TrainedRun, prompts: str, **values: Any) -> io.NodeOutput:
+        """Echo, go on, or find the finished run."""
+        node, models, distil = cls.hidden.unique_id, trained.models, trained.run
+        joined = " | ".join(line.strip() for line in prompts.splitlines() if line.strip())
+        settings = settings_for(EchoSettings, {**chosen(values), "prompts": joined}, distil.sources)
+        if not distil.is_finished("distil"):
+            raise InputError(
+                f"the run {distil.folder} is gone or not finished; empty ComfyUI's execution cache (Unload Models and "
+                "Execution Cache) and run again: Train EchoDistill finds or makes it."
+            )
+        if distil.is_finished("echo"):
+            raise InputError("this run has been echoed already; connect the run of Train EchoDistill itself.")
+        run = _copy_for(distil, settings)
+        if not run.is_finished("echo"):
+            # How to compute is this call's affair, whatever the first stage was computed with.
+            run.record["settings"] |= {
+                "device": str(mm.get_torch_device()),
+                "gradient_checkpointing": trained.gradient_checkpointing,
+            }
+            places = training.places_of(run.settings, run.sources)
+            with training.borrowed(models, run.settings, places, node) as family:
+                listen = several(RunPictures(run.folder), NodeProgress(node, "echo", settings.iterations))
+                run = session.echo(run, family, settings, listen, places)
+        pool = image_of_files(sorted(run.path("echo", "pool").glob("*.png")))
+        say(node, training.summary(run, "echo"))
+        return io.NodeOutput(
+            replace(trained, run=run),
+            training.adapters_of(run, "echo"),
+            training.samples_of(run, "echo"),
+            pool,
+            ui=ui.PreviewImage(pool, cls=cls),
+        )
+
+
+def _copy_for(run: Run, settings: EchoSettings) -> Run:
+    """A run of its own for these settings of the echo, beside the given one, which others may echo otherwise.
+
+    Its files are links to the given run's as far as the disk allows; neither run changes a file in place.
+    """
+    fingerprint = fingerprint_of({"distil": run.fingerprint("distil"), **determining(settings)})
+    folder = run.folder.with_name(f"{run.folder.name}-echo-{fingerprint}")
+    if not (folder / "run.json").is_file():
+        with replacing_folder(folder) as temporary:
+            shutil.copytree(
+                run.folder,
+                temporary,
+                copy_function=_link_or_copy,
+                dirs_exist_ok=True,
+                ignore=lambda place, names: {"echo"} if Path(place) == run.folder else set(),
+            )
+    return open_run(folder)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,54 @@
+"""LoadMiniature: the embedded family for stock nodes and ours."""
+
+from __future__ import annotations
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..echodistill_core.concept.photographs import to_square
+from ..echodistill_core.demo.lesson import DEFAULT_CONCEPT
+from ..echodistill_core.miniature.concepts import CONCEPTS, DEVELOPMENT, photographs
+from ..echodistill_core.miniature.render import SIDE
+from .bridge.miniature import load_miniature
+from .bridge.pictures import image_of
+from .reference_images import CATEGORY
+
+
+class LoadMiniature(io.ComfyNode):
+    """A whole small family that comes with the pack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's sockets."""
+        return io.Schema(
+            node_id="LoadMiniature",
+            display_name="Load Miniature",
+            category=CATEGORY,
+            description=(
+                "A small diffusion family that comes with the pack: 64x64 pictures of toys, no download, trains in a "
+                "minute on a CPU. For trying the workflows, not for photographs of real things."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "toy",
+                    options=[concept.name for concept in DEVELOPMENT],
+                    default=DEFAULT_CONCEPT,
+                    tooltip="A toy that the miniature has never seen, whose photographs come out beside the models.",
+                )
+            ],
+            outputs=[
+                io.Model.Output(display_name="student", tooltip="The one-step model."),
+                io.Model.Output(display_name="teacher", tooltip="The multi-step model."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder that both read."),
+                io.Vae.Output(display_name="vae", tooltip="8x smaller latents with 8 channels."),
+                io.Image.Output(display_name="photographs", tooltip="Five pictures of the toy, to be learned."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, toy: str) -> io.NodeOutput:
+        """The four parts of the family, and the toy."""
+        pictures = [to_square(photograph.image, SIDE, "center") for photograph in photographs(CONCEPTS[toy])]
+        images = image_of(torch.stack(pictures).float() / 127.5 - 1)
+        return io.NodeOutput(*load_miniature(folder_paths.get_folder_paths("embeddings")), images)

@@ -1,0 +1,104 @@
+"""LoadReferenceImages: the photographs of one subject, and the words for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..echodistill_core.concept.images import square_images
+from ..echodistill_core.concept.photographs import MIN_SIDE, load_photographs
+from ..echodistill_core.concept.prompts import subject
+from ..echodistill_core.errors import InputError
+from ..echodistill_core.models.text import check_placeholder, clip_tokenizer
+from ..echodistill_core.settings import TrainSettings
+from .bridge.pictures import image_of, photographs_of
+from .bridge.places import NONE, folder_state, input_folder, input_folders
+from .bridge.progress import say
+from .bridge.sockets import Concept, ConceptSocket
+from .bridge.widgets import widget
+
+PREVIEW_SIDE = 512
+CATEGORY = "EchoDistill"
+
+
+class LoadReferenceImages(io.ComfyNode):
+    """Photographs from a socket or from a folder of ComfyUI's input folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's sockets and widgets."""
+        return io.Schema(
+            node_id="LoadReferenceImages",
+            display_name="Load Reference Images",
+            category=CATEGORY,
+            description="The 3-5 photographs of your dog, mug or toy that a model is to learn, and the words for it.",
+            inputs=[
+                io.Image.Input("images", optional=True, tooltip="The photographs as an IMAGE batch."),
+                io.Combo.Input(
+                    "folder",
+                    options=[NONE, *input_folders()],
+                    default=NONE,
+                    tooltip="A folder of photographs in ComfyUI's input folder, in place of or beside the socket.",
+                ),
+                widget(TrainSettings, "class_noun", default="dog"),
+                widget(TrainSettings, "placeholder"),
+                widget(TrainSettings, "crop"),
+            ],
+            outputs=[
+                ConceptSocket.Output(display_name="concept", tooltip="What Train EchoDistill learns."),
+                io.Image.Output(display_name="preview", tooltip="The photographs as training will see them."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None, class_noun: str | None, placeholder: str | None) -> bool | str:
+        """What can be checked before anything runs; None stands for a value that another node will bring."""
+        try:
+            _check(folder, class_noun, placeholder)
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, **_: Any) -> Any:
+        """Run again when the folder's photographs change."""
+        return folder_state(input_folder(folder)) if folder != NONE else NONE
+
+    @classmethod
+    def execute(cls, folder: str, class_noun: str, placeholder: str, crop: str, images: Any = None) -> io.NodeOutput:
+        """The concept, and a preview of its photographs."""
+        _check(folder, class_noun, placeholder)
+        photographs = [] if images is None else photographs_of(images)
+        for photograph in photographs:
+            if min(photograph.image.size) < MIN_SIDE:
+                raise InputError(
+                    f"{photograph.name} is {photograph.image.width}x{photograph.image.height} pixels; expected at "
+                    f"least {MIN_SIDE} on each side."
+                )
+        if folder != NONE:
+            photographs += load_photographs(input_folder(folder))
+        if not photographs:
+            raise InputError(
+                "there are no photographs; connect an IMAGE, or put 3-5 photographs into a folder of ComfyUI's input "
+                "folder and choose it."
+            )
+        noun = " ".join(class_noun.split())
+        preview = image_of(square_images(photographs, PREVIEW_SIDE, crop).pixels.float() / 127.5 - 1)
+        sizes = ", ".join(dict.fromkeys(f"{p.image.width}x{p.image.height}" for p in photographs))
+        say(cls.hidden.unique_id, f"{len(photographs)} photographs of a {subject(placeholder, noun)} ({sizes})")
+        concept = Concept(tuple(photographs), noun, placeholder, crop)
+        return io.NodeOutput(concept, preview, ui=ui.PreviewImage(preview, cls=cls))
+
+
+def _check(folder: str | None, class_noun: str | None, placeholder: str | None) -> None:
+    """Raise InputError for a word that cannot be a placeholder, an empty noun, and a folder that is not listed."""
+    if placeholder is not None:
+        check_placeholder(clip_tokenizer(pad_with_end=False), placeholder)
+    if folder not in (None, NONE):
+        input_folder(str(folder))
+    if class_noun is not None and not class_noun.strip():
+        raise InputError(
+            "class_noun is empty; write what the photographs show, in one or a few words: dog, coffee mug."
+        )

@@ -1,0 +1,136 @@
+"""OneStepSample: prompt to picture in one step, as fast as one types."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from ..echodistill_core.concept.prompts import subject
+from ..echodistill_core.errors import InputError
+from .bridge.progress import say
+from .bridge.sampling import STEPS, encode, sample, turbo_sigmas
+from .bridge.words import known_words
+from .reference_images import CATEGORY
+
+log = logging.getLogger(__name__)
+MAX_SIDE = 16384  # as in ComfyUI's own nodes
+
+
+class OneStepSample(io.ComfyNode):
+    """Encode, sample and decode in one node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's sockets and widgets."""
+        return io.Schema(
+            node_id="OneStepSample",
+            display_name="One-Step Sample",
+            category=CATEGORY,
+            description=(
+                "Prompt to picture in one step: CLIPTextEncode, SDTurboScheduler, SamplerCustom at cfg 1 and VAEDecode "
+                "in one node, with the same result. Queue on change, and it follows as you type."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="SD-Turbo, usually with an adapter on it."),
+                io.Clip.Input("clip", tooltip="The CLIP that knows the placeholder."),
+                io.Vae.Input("vae", tooltip="The VAE; a TAESD makes it faster still."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="photo of a <new1> dog on the beach",
+                    tooltip="What to draw; the placeholder stands for the learned subject.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the noise that the picture is made of.",
+                ),
+                io.Int.Input(
+                    "width", default=512, min=64, max=MAX_SIDE, step=8, tooltip="In pixels; 64 for the miniature."
+                ),
+                io.Int.Input(
+                    "height", default=512, min=64, max=MAX_SIDE, step=8, tooltip="In pixels; 64 for the miniature."
+                ),
+                io.Combo.Input(
+                    "steps",
+                    options=[str(n) for n in STEPS],
+                    default="1",
+                    tooltip="The student was made for 1; more change the picture little.",
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Pictures at once."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of a given image is drawn anew, in steps of 0.1; 1 without an image.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="To begin from in place of noise alone; resized to width and height.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The pictures."),
+                io.Latent.Output(display_name="latent", tooltip="Their latents."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        prompt: str,
+        seed: int,
+        width: int,
+        height: int,
+        steps: str,
+        batch_size: int,
+        denoise: float,
+        image: Any = None,
+    ) -> io.NodeOutput:
+        """The pictures and their latents."""
+        _warn_without_placeholder(cls.hidden.unique_id, clip, prompt)
+        sigmas = turbo_sigmas(model, int(steps), denoise)
+        if len(sigmas) < 2:
+            raise InputError(f"denoise is {denoise}, which draws nothing anew; expected 0.1 or more.")
+        latent = _start(vae, image, width, height, batch_size)
+        samples = sample(model, encode(clip, prompt), latent, sigmas, seed)
+        return io.NodeOutput(vae.decode(samples), {"samples": samples})
+
+
+def _start(vae: Any, image: Any, width: int, height: int, batch_size: int) -> torch.Tensor:
+    """The latent to begin from: of the image, or zeros of Stable Diffusion's four channels, as EmptyLatentImage's."""
+    if image is None:
+        return torch.zeros([batch_size, 4, height // 8, width // 8], device=mm.intermediate_device())
+    pixels = image
+    if image.shape[1:3] != (height, width):  # Lanczos rounds to 8 bits even where nothing is to be resized
+        pixels = comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "center").movedim(1, -1)
+    return comfy.utils.repeat_to_batch_size(vae.encode(pixels[:, :, :, :3]), max(batch_size, len(pixels)))
+
+
+def _warn_without_placeholder(node: str | None, clip: Any, prompt: str) -> None:
+    """Say so where a CLIP has learned subjects and the prompt names none of them, and how it would."""
+    words = known_words(clip)
+    if not words or any(word.lower() in prompt.lower() for word in words):
+        return
+    word, noun = next(iter(words.items()))
+    named = subject(word, noun)
+    better = prompt.replace(noun, named, 1) if noun in prompt else f"{prompt.rstrip()} {named}".strip()
+    text = f"the prompt names none of the learned subjects ({', '.join(words)}); with one it would be: {better}"
+    log.warning("OneStepSample: %s", text)
+    say(node, text)

@@ -1,0 +1,125 @@
+"""SaveEchoAdapter and EchoAdapterInfo: adapter files for keeps, and what is in one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..echodistill_core.adapter.file import read_adapter
+from ..echodistill_core.cli.facts import adapter_facts, lines
+from ..echodistill_core.errors import InputError
+from ..echodistill_core.files import replacing
+from .bridge.places import NONE, adapter_names
+from .bridge.progress import say
+from .bridge.sockets import AdapterFiles, AdapterSocket
+from .load_adapter import ROLES, UNLINKED, adapter_file, check_name, file_state
+from .reference_images import CATEGORY
+
+LORAS = "loras"  # of the output folder, which ComfyUI lists among its loras
+
+
+class SaveEchoAdapter(io.ComfyNode):
+    """Adapters from training into output/loras."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's sockets and widgets."""
+        return io.Schema(
+            node_id="SaveEchoAdapter",
+            display_name="Save Echo Adapter",
+            category=CATEGORY,
+            description=(
+                "Saves an adapter to output/loras, where Load Echo Adapter and stock Load LoRA list it (press R)."
+            ),
+            inputs=[
+                AdapterSocket.Input("from_training", display_name="adapter", tooltip="From training."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="echo",
+                    tooltip="The file's name; a counter follows, so nothing is overwritten.",
+                ),
+                io.Combo.Input("role", options=[*ROLES, "both"], default="student", tooltip="Whose adapter to save."),
+            ],
+            outputs=[io.String.Output(display_name="names", tooltip="The names, as Load Echo Adapter lists them.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, from_training: AdapterFiles, filename_prefix: str, role: str) -> io.NodeOutput:
+        """Save and return the names."""
+        if not filename_prefix.strip():
+            raise InputError("filename_prefix is empty; write a name for the file, for instance dog.")
+        roles = ROLES if role == "both" else [role]
+        sources = {role: adapter_file(from_training, role) for role in roles}
+        folder, name, counter, *_ = folder_paths.get_save_image_path(
+            f"{LORAS}/{filename_prefix}", folder_paths.get_output_directory()
+        )
+        if not Path(folder).resolve().is_relative_to((Path(folder_paths.get_output_directory()) / LORAS).resolve()):
+            raise InputError(
+                f"filename_prefix {filename_prefix!r} leads out of output/{LORAS}; choose a name without .."
+            )
+        names = []
+        for role, source in sources.items():
+            target = Path(folder) / f"{name}_{counter:05}_{role}.safetensors"
+            with replacing(target) as temporary:
+                shutil.copyfile(source, temporary)
+            # As ComfyUI lists it, with the system's own separators.
+            names.append(str(target.relative_to(Path(folder_paths.get_output_directory()) / LORAS)))
+        text = "\n".join(names)
+        say(cls.hidden.unique_id, text)
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+class EchoAdapterInfo(io.ComfyNode):
+    """What an adapter file says of itself."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's sockets and widgets."""
+        return io.Schema(
+            node_id="EchoAdapterInfo",
+            display_name="Echo Adapter Info",
+            category=CATEGORY,
+            description="What is in an adapter: subject, base model, settings, licences.",
+            inputs=[
+                AdapterSocket.Input(
+                    "from_training",
+                    display_name="adapter",
+                    optional=True,
+                    tooltip="From training; used in place of the list.",
+                ),
+                io.Combo.Input(
+                    "adapter_name",
+                    options=[NONE, *adapter_names()],
+                    default=NONE,
+                    tooltip="An adapter in ComfyUI's loras folders.",
+                ),
+                io.Combo.Input("role", options=ROLES, default="student", tooltip="Which of the socket's two adapters."),
+            ],
+            outputs=[io.String.Output(display_name="text", tooltip="The facts, a line each.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, adapter_name: str | None, from_training: Any = UNLINKED) -> bool | str:
+        """A listed adapter that is gone by now is told before anything runs."""
+        return check_name(adapter_name, from_training)
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_name: str, **_: Any) -> Any:
+        """Read again when the file changes."""
+        return file_state(adapter_name)
+
+    @classmethod
+    def execute(cls, adapter_name: str, role: str, from_training: AdapterFiles | None = None) -> io.NodeOutput:
+        """The facts as text."""
+        path = adapter_file(from_training, role, adapter_name)
+        text = "\n".join([path.name, *lines(adapter_facts(read_adapter(path)))])
+        say(cls.hidden.unique_id, text)
+        return io.NodeOutput(text, ui=ui.PreviewText(text))

@@ -1,0 +1,140 @@
+"""EchoDistillTrain: the distillation stage, from MODEL, CLIP, VAE and a concept to a run and its adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as mm
+from comfy_api.latest import io, ui
+
+from ..echodistill_core.concept.images import square_images
+from ..echodistill_core.models.sources import settings_for
+from ..echodistill_core.reporting import RunPictures
+from ..echodistill_core.settings import TrainSettings
+from ..echodistill_core.training import session
+from ..echodistill_core.training.identity import fingerprint_of, inputs_identity, models_identity
+from ..echodistill_core.training.run import open_run
+from .bridge import training
+from .bridge.fit import fingerprint_of_weights
+from .bridge.kinds import architecture_of, prediction_of, sources_of
+from .bridge.memory import default_precision
+from .bridge.places import run_folder
+from .bridge.progress import NodeProgress, say, several
+from .bridge.sockets import AdapterSocket, Concept, ConceptSocket, Models, RunSocket, TrainedRun
+from .bridge.widgets import advanced_widgets, chosen, widget
+from .reference_images import CATEGORY
+
+MEMORY_MODES = {"normal": False, "low": True}
+# Set by the concept, by this node's own widgets, or by the machine.
+_NOT_ADVANCED = frozenset(
+    {
+        *("class_noun", "placeholder", "crop"),
+        *("iterations", "batch_size", "seed", "preset", "preview_every"),
+        *("log_every", "device", "gradient_checkpointing"),
+    }
+)
+
+
+class EchoDistillTrain(io.ComfyNode):
+    """Teacher and one-step student learn the concept together."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's sockets and widgets."""
+        return io.Schema(
+            node_id="EchoDistillTrain",
+            display_name="Train EchoDistill",
+            category=CATEGORY,
+            description=(
+                "Teaches a multi-step teacher and a one-step student one subject together. The run is kept in "
+                "output/echodistill: the same inputs go on with it, or return it at once."
+            ),
+            inputs=[
+                io.Model.Input("student", tooltip="The one-step model that will sample: SD-Turbo."),
+                io.Model.Input("teacher", tooltip="The multi-step model that it follows: SD 2.1."),
+                io.Clip.Input("clip", tooltip="The text encoder; the teacher's, where the two differ."),
+                io.Vae.Input("vae", tooltip="The student's VAE."),
+                ConceptSocket.Input("concept", tooltip="From Load Reference Images."),
+                widget(TrainSettings, "iterations"),
+                widget(TrainSettings, "batch_size"),
+                # Another seed would be another training: nothing may change it behind the user's back.
+                widget(TrainSettings, "seed", control_after_generate=False),
+                widget(TrainSettings, "preset"),
+                io.Combo.Input(
+                    "memory_mode",
+                    options=list(MEMORY_MODES),
+                    default="normal",
+                    tooltip="low recomputes activations in the backward pass: less memory, more time, the same result.",
+                ),
+                widget(
+                    TrainSettings, "preview_every", min=1, tooltip="Iterations between one-step samples on the node."
+                ),
+                *advanced_widgets(TrainSettings, without=_NOT_ADVANCED),
+            ],
+            outputs=[
+                RunSocket.Output(display_name="run", tooltip="For the Echo stage."),
+                AdapterSocket.Output(display_name="adapter", tooltip="For Load Echo Adapter and Save Echo Adapter."),
+                io.Image.Output(display_name="samples", tooltip="One-step samples through training, first to last."),
+                io.Image.Output(display_name="losses", tooltip="Every term of the loss over the iterations."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        student: Any,
+        teacher: Any,
+        clip: Any,
+        vae: Any,
+        concept: Concept,
+        memory_mode: str,
+        preset: str,
+        **values: Any,
+    ) -> io.NodeOutput:
+        """Train, go on, or find the finished run."""
+        models, node = Models(student, teacher, clip, vae), cls.hidden.unique_id
+        sources = sources_of(models)
+        options = {
+            "precision": default_precision(mm.get_torch_device()),
+            **chosen(values),
+            "preset": preset,
+            "class_noun": concept.class_noun,
+            "placeholder": concept.placeholder,
+            "crop": concept.crop,
+            "gradient_checkpointing": MEMORY_MODES[memory_mode],
+            "device": str(mm.get_torch_device()),
+        }
+        settings = settings_for(TrainSettings, options, sources)
+        size = settings.resolution or architecture_of(student).resolution
+        images = square_images(concept.photographs[: settings.max_photographs or None], size, settings.crop)
+        identity = {
+            **inputs_identity(settings, images),
+            **models_identity(
+                (fingerprint_of_weights("unet", student, clip), prediction_of(student, "student")),
+                (fingerprint_of_weights("unet", teacher, clip), prediction_of(teacher, "teacher")),
+                fingerprint_of_weights("text_encoder", teacher, clip),
+            ),
+        }
+        folder = run_folder(concept.class_noun, fingerprint_of(identity))
+        run = open_run(folder) if (folder / "run.json").is_file() else None
+        if run is None or not run.is_finished("distil"):
+            places = training.places_of(settings, sources)
+            with training.borrowed(models, settings, places, node) as family:
+                listen = several(RunPictures(folder), NodeProgress(node, "distil", settings.iterations))
+                run = session.train(concept.photographs, family, settings, sources, folder, listen, places=places)
+        return _output(cls, TrainedRun(run, models, settings.gradient_checkpointing))
+
+
+def _output(cls: type[io.ComfyNode], trained: TrainedRun) -> io.NodeOutput:
+    run = trained.run
+    samples = training.samples_of(run, "distil")
+    say(cls.hidden.unique_id, training.summary(run, "distil"))
+    return io.NodeOutput(
+        trained,
+        training.adapters_of(run, "distil"),
+        samples,
+        training.losses_of(run, "distil"),
+        ui=ui.PreviewImage(samples, cls=cls),
+    )
