@@ -1,4 +1,4 @@
-"""Draws the four pictures of examples/ball: one two-coloured ball in four places. Run: python examples/draw_ball.py."""
+"""Draws the four pictures of docs/photographs/ball, one ball in four places: python -m tools.draw_ball."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draw(
 
 
 if __name__ == "__main__":
-    folder = Path(__file__).parent / "ball"
+    folder = Path(__file__).parents[1] / "docs" / "photographs" / "ball"
     folder.mkdir(exist_ok=True)
     for name, *scene in SCENES:
         draw(*scene).save(folder / f"{name}.png")  # type: ignore[arg-type]

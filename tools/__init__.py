@@ -1,0 +1,1 @@
+"""What makes files of the pack that nobody should write by hand."""
