@@ -1,0 +1,81 @@
+"""One real ComfyUI server for all tests here, with photographs of two toys in its input folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CACHE = Path.home() / ".cache" / "echodistill"
+# Of ComfyUI's own requirements, those that a server does not start without.
+NEEDED = ("aiohttp", "torchsde", "av", "sqlalchemy", "comfyui_frontend_package", "websocket")
+
+
+def find_comfyui() -> Path | None:
+    """The ComfyUI to test with: COMFYUI_PATH, or the newest in the cache folder."""
+    if given := os.environ.get("COMFYUI_PATH"):
+        return Path(given)
+    found = [p for p in CACHE.glob("comfyui-*") if (p / "main.py").is_file()]
+    return max(found, key=lambda p: [int(n) for n in p.name.split("-")[1].split(".")], default=None)
+
+
+def why_not() -> str:
+    """Why no server can be started here, or nothing."""
+    comfyui = find_comfyui()
+    if comfyui is None or not (comfyui / "main.py").is_file():
+        return f"no ComfyUI at COMFYUI_PATH or in {CACHE}; run: sh tests/comfy/run VERSION"
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if absent or importlib.util.find_spec("comfyui_frontend_package") is None:
+        return f"ComfyUI's requirements are not installed ({', '.join(absent)}); run: sh tests/comfy/run VERSION"
+    return ""
+
+
+REASON = why_not()
+collect_ignore_glob = ["test_*.py"] if REASON else []
+
+
+def pytest_report_header() -> str:
+    """Which ComfyUI, or why none."""
+    return f"ComfyUI: {REASON or find_comfyui()}"
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """The folder of the ComfyUI under test."""
+    found = find_comfyui()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's folder: input, output, models, with photographs of two toys."""
+    from echodistill_core.miniature.concepts import CONCEPTS, photographs
+
+    folder = tmp_path_factory.mktemp("comfyui")
+    for name, concept in (("mug", "dotted-mug"), ("cat", "striped-cat")):
+        place = folder / "input" / name
+        place.mkdir(parents=True)
+        for i, photograph in enumerate(photographs(CONCEPTS[concept])):
+            photograph.image.save(place / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, base: Path) -> Iterator[Any]:
+    """The server, running."""
+    from server import Server
+
+    running = Server(comfyui, base, base / "server.log").start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture(scope="session")
+def info(server: Any) -> dict[str, Any]:
+    """What the server says of every node."""
+    return dict(server.get("object_info"))

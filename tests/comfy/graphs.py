@@ -1,0 +1,122 @@
+"""Prompts in ComfyUI's API form, built from small pieces."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+Link = list[Any]
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    """One node of a prompt."""
+    return {"class_type": kind, "inputs": inputs}
+
+
+MINIATURE = node("LoadMiniature", toy="dotted-mug")
+
+
+def unset(info: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Every widget of a node at its default, as the front end would send it."""
+    required = info[kind]["input"]["required"]
+    values = {}
+    for name, (type_, *options) in required.items():
+        given = options[0] if options else {}
+        if isinstance(type_, list):
+            values[name] = given.get("default", type_[0])
+        elif "default" in given:
+            values[name] = given["default"]
+    return values
+
+
+def training(info: dict[str, Any], folder: str = "mug", noun: str = "mug", **options: Any) -> dict[str, Any]:
+    """LoadMiniature, LoadReferenceImages and EchoDistillTrain, as nodes "models", "concept", "train"."""
+    return {
+        "models": MINIATURE,
+        "concept": node(
+            "LoadReferenceImages", **{**unset(info, "LoadReferenceImages"), "folder": folder, "class_noun": noun}
+        ),
+        "train": node(
+            "EchoDistillTrain",
+            student=["models", 0],
+            teacher=["models", 1],
+            clip=["models", 2],
+            vae=["models", 3],
+            concept=["concept", 0],
+            **{**unset(info, "EchoDistillTrain"), "iterations": 6, "preview_every": 2, **options},
+        ),
+    }
+
+
+def sampled(
+    info: dict[str, Any], adapter: Link, prompt: str = "photo of a <new1> mug", **options: Any
+) -> dict[str, Any]:
+    """LoadEchoAdapter, OneStepSample and PreviewImage, as nodes "adapter", "sample", "show"."""
+    return {
+        "adapter": node(
+            "LoadEchoAdapter",
+            base_model=["models", 0],
+            base_clip=["models", 2],
+            from_training=adapter,
+            **unset(info, "LoadEchoAdapter"),
+        ),
+        "sample": node(
+            "OneStepSample",
+            model=["adapter", 0],
+            clip=["adapter", 1],
+            vae=["models", 3],
+            **{**unset(info, "OneStepSample"), "prompt": prompt, "width": 64, "height": 64, **options},
+        ),
+        "show": node("PreviewImage", images=["sample", 0]),
+    }
+
+
+def stock_chain(
+    info: dict[str, Any],
+    model: Link,
+    clip: Link,
+    prompt: str,
+    steps: int,
+    *,
+    prefix: str = "stock",
+    seed: int = 0,
+    denoise: float = 1.0,
+    batch: int = 1,
+    latent: Link | None = None,
+    side: int = 64,
+) -> dict[str, Any]:
+    """ComfyUI's own nodes from prompt to latent on disk: CLIPTextEncode, SDTurboScheduler, SamplerCustom."""
+    return {
+        "positive": node("CLIPTextEncode", clip=clip, text=prompt),
+        "latent": node("EmptyLatentImage", width=side, height=side, batch_size=batch),
+        "sigmas": node("SDTurboScheduler", model=model, steps=steps, denoise=denoise),
+        "sampler": node("KSamplerSelect", sampler_name="euler_ancestral"),
+        "custom": node(
+            "SamplerCustom",
+            model=model,
+            add_noise=True,
+            noise_seed=seed,
+            cfg=1.0,
+            positive=["positive", 0],
+            negative=["positive", 0],
+            sampler=["sampler", 0],
+            sigmas=["sigmas", 0],
+            latent_image=latent or ["latent", 0],
+        ),
+        "save": node("SaveLatent", samples=["custom", 0], filename_prefix=prefix),
+    }
+
+
+def read_latent(path: Path) -> Tensor:
+    """What SaveLatent wrote."""
+    return load_file(path)["latent_tensor"]
+
+
+def pixels(png: bytes) -> bytes:
+    """A picture file's pixels, without its metadata."""
+    return Image.open(io.BytesIO(png)).convert("RGB").tobytes()

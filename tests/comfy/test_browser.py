@@ -1,0 +1,112 @@
+"""The front end as a user meets it: the template browser, Run, pictures; in a headless Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt-get install chromium)")
+
+TEMPLATE = "1_miniature"
+# A whole training takes a minute; ECHODISTILL_SCREENSHOTS names a folder for pictures of one, for the README.
+SCREENSHOTS = os.environ.get("ECHODISTILL_SCREENSHOTS", "")
+ITERATIONS = 200 if SCREENSHOTS else 4
+SHOWN = "() => app.graph._nodes.filter(n => n.type == 'PreviewImage').every(n => n.imgs && n.imgs.length)"
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1920, "height": 1080})
+        page.set_default_timeout(90_000)
+        page.goto(f"http://127.0.0.1:{server.port}")
+        page.wait_for_function("() => window.app && window.app.extensionManager")
+        page.wait_for_function("() => { try { return !!app.graph } catch { return false } }")
+        page.wait_for_timeout(2000)
+        yield page
+        browser.close()
+
+
+def screenshot(page, name):
+    if SCREENSHOTS:
+        Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=f"{SCREENSHOTS}/{name}.png")
+
+
+@pytest.fixture(scope="module")
+def opened(page):
+    """The template, opened by hand: template browser, the pack's entry, the card with its thumbnail."""
+    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text("ComfyUI-EchoDistill").first.click()
+    card = page.get_by_test_id(f"template-workflow-{TEMPLATE}")
+    card.wait_for()
+    page.wait_for_function(
+        f"() => [...document.querySelectorAll('[data-testid=\"template-workflow-{TEMPLATE}\"] img')]"
+        ".some(i => i.naturalWidth > 100)"
+    )
+    screenshot(page, "templates")
+    card.locator("img").first.click()
+    page.wait_for_function("() => app.graph._nodes.some(n => n.type == 'EchoDistillTrain')")
+    page.wait_for_timeout(2000)
+    return page
+
+
+def test_every_node_of_the_template_is_known_and_wired(opened):
+    """What a front end does not know it draws red; what does not fit it leaves unconnected."""
+    nodes = opened.evaluate(
+        "app.graph._nodes.map(n => ({type: n.type, known: !!n.constructor.nodeData || n.type == 'MarkdownNote',"
+        " free: (n.inputs || []).filter(i => i.link == null && !i.widget).map(i => i.name)}))"
+    )
+    assert all(node["known"] for node in nodes), nodes
+    # The adapter node takes training's socket, and a sampler need not begin from a picture.
+    free = {(node["type"], name) for node in nodes for name in node["free"]}
+    assert free <= {("OneStepSample", "image")}
+
+
+def test_widgets_have_the_values_that_the_workflow_names(opened):
+    values = opened.evaluate(
+        "Object.fromEntries(app.graph._nodes.find(n => n.type == 'EchoDistillTrain')"
+        ".widgets.map(w => [w.name, w.value]))"
+    )
+    assert values["iterations"] == 200
+    assert values["preview_every"] == 20
+    assert values["teacher_lr"] == -1
+    assert values["share_text_encoder"] == "auto"
+
+
+def test_run_trains_and_shows_pictures(opened):
+    opened.evaluate(
+        "n => app.graph._nodes.find(m => m.type == 'EchoDistillTrain').widgets"
+        ".find(w => w.name == 'iterations').value = n",
+        ITERATIONS,
+    )
+    opened.evaluate(
+        "() => app.graph._nodes.find(m => m.type == 'EchoDistillTrain').widgets"
+        ".find(w => w.name == 'preview_every').value = 2"
+        if not SCREENSHOTS
+        else "() => 0"
+    )
+    opened.get_by_role("button", name="Run", exact=True).first.click()
+    if SCREENSHOTS:
+        opened.wait_for_timeout(25_000)
+        opened.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        opened.wait_for_timeout(1000)
+        screenshot(opened, "training")
+    opened.wait_for_function(SHOWN, timeout=600_000)
+    opened.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    opened.wait_for_timeout(3000)
+    screenshot(opened, "graph")
+    text = opened.evaluate(
+        "app.graph._nodes.find(n => n.type == 'EchoDistillTrain').widgets.map(w => String(w.value)).join('\\n')"
+    )
+    assert f"{ITERATIONS} iterations" in text
+    errors = opened.evaluate("app.lastNodeErrors ? Object.keys(app.lastNodeErrors).length : 0")
+    assert errors == 0

@@ -1,0 +1,139 @@
+"""Checkpoints of SD-Turbo's and SD 2.1's true size, with random weights: 12 GB of disk and of memory, some minutes.
+
+ECHODISTILL_FULL_SIZE=1 sh tests/comfy/run 0.33.0 -k full_size
+"""
+
+from __future__ import annotations
+
+import os
+
+import graphs
+import pytest
+import torch
+from server import Server
+
+from benchmarks import random_checkpoint as rc
+from benchmarks.architecture_jobs import adapt_and_sample
+from echodistill_core.adapter.apply import personalised
+from echodistill_core.adapter.file import read_adapter
+from echodistill_core.models.architectures import SD2
+from echodistill_core.models.load import load_family
+from echodistill_core.perception.backbones import SPECS
+from echodistill_core.sampling import denoise
+from echodistill_core.tensorfile import write_tensors
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("ECHODISTILL_FULL_SIZE"), reason="ECHODISTILL_FULL_SIZE is not set: it takes 12 GB"
+)
+PROMPT = "photo of a <new1> dog on the beach"
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, comfyui):
+    """A server of its own, with both checkpoints, an adapter for all keys and values, and the backbones."""
+    base = tmp_path_factory.mktemp("full")
+    models = base / "models"
+    for role in rc.ROLES:
+        networks = rc.random_checkpoint(role, SD2, torch.float16)
+        rc.write_file(models / "checkpoints" / f"{role}.safetensors", role, networks, SD2)
+        del networks
+    (models / "loras").mkdir(parents=True)
+    adapt_and_sample(str(models / "checkpoints" / "student.safetensors"), str(models / "loras" / "full.safetensors"))
+    for seed, name in enumerate(("dino", "dinov2-small", "clip")):
+        spec = SPECS[name]
+        with torch.device("meta"):
+            empty = spec.build(spec.config)
+        tensors = rc.random_tensors(empty.state_dict(), seed, torch.float16)
+        write_tensors(models / "echodistill" / f"{name}.safetensors", tensors, {})
+    projector = SPECS["clip"].projector
+    assert projector is not None
+    width = projector["cross_attention_dim"]
+    shapes = {
+        "image_proj.proj.weight": torch.empty(4 * width, projector["image_embed_dim"]),
+        "image_proj.proj.bias": torch.empty(4 * width),
+        "image_proj.norm.weight": torch.empty(width),
+        "image_proj.norm.bias": torch.empty(width),
+    }
+    path = models / "ipadapter" / "ip-adapter_sd15.safetensors"
+    write_tensors(path, rc.random_tensors(shapes, 9, torch.float16), {})
+    server = Server(comfyui, base, base / "server.log").start()
+    yield server
+    server.kill()
+
+
+def loader(role):
+    return graphs.node("CheckpointLoaderSimple", ckpt_name=f"{role}.safetensors")
+
+
+def test_load_checkpoint_adapter_and_sampling_equal_the_core(full):
+    """ComfyUI keeps text encoders in half precision, which the one-step map amplifies by 1 / sqrt(abar) = 15."""
+    info = full.get("object_info")
+    graph = {
+        "student": loader("student"),
+        "adapter": graphs.node(
+            "LoadEchoAdapter",
+            base_model=["student", 0],
+            base_clip=["student", 1],
+            **{**graphs.unset(info, "LoadEchoAdapter"), "adapter_name": "full.safetensors"},
+        ),
+        "sample": graphs.node(
+            "OneStepSample",
+            model=["adapter", 0],
+            clip=["adapter", 1],
+            vae=["student", 2],
+            **{**graphs.unset(info, "OneStepSample"), "prompt": PROMPT, "width": 64, "height": 64, "seed": 6},
+        ),
+        "keep": graphs.node("SaveLatent", samples=["sample", 1], filename_prefix="full"),
+    }
+    outcome = full.run(graph, seconds=900)
+    assert not outcome.error
+    found = graphs.read_latent(next((full.base / "output").glob("full_*.latent")))
+
+    family = load_family(full.base / "models" / "checkpoints" / "student.safetensors").to("cpu", torch.float32)
+    noise = torch.randn([1, 4, 8, 8], generator=torch.Generator().manual_seed(6))
+    adapter = read_adapter(full.base / "models" / "loras" / "full.safetensors")
+    with torch.no_grad(), personalised(family, [adapter]) as model:
+        expected = denoise(model.denoiser, noise, model.text([PROMPT]), 1) / 0.18215
+        plain = denoise(model.denoiser, noise, family.text(["photo of a cat"]), 1) / 0.18215
+    error, effect = (float((x - expected).norm() / expected.norm()) for x in (found, plain))
+    print(f"relative error {error:.2e}; another prompt changes {effect:.2e}")
+    assert error < 1e-2
+    assert error < effect / 10
+
+
+def test_one_iteration_of_training_at_64_pixels(full, tmp_path):
+    from PIL import Image
+
+    info = full.get("object_info")
+    (full.base / "input" / "dog").mkdir()
+    for i in range(3):
+        Image.effect_noise((96, 96), 60 + i).convert("RGB").save(full.base / "input" / "dog" / f"{i}.png")
+    graph = graphs.training(
+        info,
+        "dog",
+        "dog",
+        iterations=1,
+        preview_every=1,
+        resolution=64,
+        precision="bf16",
+        memory_mode="low",
+        dinov2_backbone="dinov2-small",
+        batch_size=1,
+    )
+    graph.pop("models")
+    graph |= {"student": loader("student"), "teacher": loader("teacher")}
+    graph["concept"]["inputs"]["folder"] = "dog"
+    graph["train"]["inputs"] |= {
+        "student": ["student", 0],
+        "teacher": ["teacher", 0],
+        "clip": ["teacher", 1],
+        "vae": ["student", 2],
+    }
+    outcome = full.run(graph, seconds=1500)
+    assert not outcome.error
+    (run,) = (full.base / "output" / "echodistill").iterdir()
+    adapter = read_adapter(run / "distil" / "student.safetensors")
+    assert len(adapter.deltas) == 32
+    assert all(bool(delta.isfinite().all()) for delta in adapter.deltas.values())
+    assert any(float(delta.abs().max()) > 0 for delta in adapter.deltas.values())
+    print(f"the server's memory after it: {full.memory() / 1e9:.1f} GB")
