@@ -52,7 +52,7 @@ def training(x: int, models: str, *, noun: str, images: bool, y: int = 0, **widg
     sockets = {"student": (models, 0), "teacher": (models, 1), "clip": (models, 2), "vae": (models, 3)}
     return {
         "concept": Node("LoadReferenceImages", x, y, 320, 420, {"class_noun": noun}, concept),
-        "train": Node("EchoDistillTrain", x + 360, y, 360, 900, widgets, {**sockets, "concept": ("concept", 0)}),
+        "train": Node("EchoDistillTrain", x + 360, y, 360, 620, widgets, {**sockets, "concept": ("concept", 0)}),
     }
 
 
@@ -154,7 +154,7 @@ def sd_turbo() -> Graph:
             820,
             0,
             360,
-            900,
+            620,
             {},
             {
                 "student": ("student", 0),
@@ -228,7 +228,7 @@ lower its `strength_model`."""
             820,
             1000,
             360,
-            900,
+            620,
             TOY,
             {
                 "student": ("models", 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,8 @@ def say(node_id: str | None, text: str) -> None:
     """Show a text on a node of the client that is running it."""
     server = PromptServer.instance
     if node_id is not None and server is not None:
-        server.send_progress_text(text, node_id, server.client_id)
+        # The front end takes it for HTML, in which <new1> would be a tag and vanish.
+        server.send_progress_text(html.escape(text, quote=False), node_id, server.client_id)
 
 
 class NodeProgress:

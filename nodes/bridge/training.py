@@ -22,6 +22,7 @@ from .family import borrow_family
 from .memory import least_bytes, room_for
 from .pictures import image_of_files
 from .progress import say
+from .roles import doubt_of_roles
 from .sockets import AdapterFiles, Models
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def borrowed(
 
     Raises InputError where they do not fit each other or the memory.
     """
+    doubt = doubt_of_roles(models)
     device = mm.get_torch_device()
     needed = least_bytes(
         [models.student, models.teacher, models.clip.patcher, models.vae.patcher],
@@ -52,7 +54,7 @@ def borrowed(
     with room_for(needed, device, settings) as words:
         log.info("EchoDistill: training needs %s", words)
         family, notes = borrow_family(models)
-        say(node, "\n".join([f"training needs {words}", *notes]))
+        say(node, "\n".join([f"training needs {words}", *notes, *doubt]))
         try:
             yield family
         except mm.OOM_EXCEPTION:

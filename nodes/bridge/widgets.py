@@ -63,7 +63,7 @@ def _advanced(cls: type, name: str) -> io.Input:
         high = int(high or LARGEST)
         return advanced(io.Int.Input(name, default=UNSET, min=UNSET, max=high, tooltip=tooltip))
     # Learning rates are millionths, weights hundredths.
-    step = 1e-6 if field.default < 0.01 else 0.01
+    step = 1e-6 if 0 < field.default < 0.01 else 0.01
     return advanced(
         io.Float.Input(name, default=UNSET, min=UNSET, max=high or 1000.0, step=step, round=False, tooltip=tooltip)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import signal
@@ -192,7 +193,7 @@ class Queued:
         (kind,) = struct.unpack(">I", message[:4])
         if kind == TEXT:
             (length,) = struct.unpack(">I", message[4:8])
-            self.outcome.texts.append((message[8 : 8 + length].decode(), message[8 + length :].decode()))
+            self.outcome.texts.append((message[8 : 8 + length].decode(), html.unescape(message[8 + length :].decode())))
         elif kind == PREVIEW:
             self.outcome.previews.append(message[8:])
         elif kind == PREVIEW_WITH_METADATA:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+from tools.workflows import FOLDER
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -80,6 +83,25 @@ def test_widgets_have_the_values_that_the_workflow_names(opened):
     assert values["preview_every"] == 20
     assert values["teacher_lr"] == -1
     assert values["share_text_encoder"] == "auto"
+
+
+def test_advanced_inputs_are_folded_away_and_saved_all_the_same(opened):
+    shown = (
+        "() => app.graph._nodes.find(n => n.type == 'EchoDistillTrain').widgets.filter(w => !w.hidden).map(w => w.name)"
+    )
+    folded = opened.evaluate(shown)
+    assert "iterations" in folded
+    assert "teacher_lr" not in folded
+    saved = "() => app.graph.serialize().nodes.find(n => n.type == 'EchoDistillTrain').widgets_values"
+    committed = json.loads((FOLDER / f"{TEMPLATE}.json").read_text(encoding="utf-8"))["nodes"]
+    (expected,) = [node["widgets_values"] for node in committed if node["type"] == "EchoDistillTrain"]
+    assert opened.evaluate(saved) == expected
+    press = "() => app.graph._nodes.find(n => n.type == 'EchoDistillTrain').widgets.at(-1).callback()"
+    opened.evaluate(press)
+    assert "teacher_lr" in opened.evaluate(shown)
+    assert opened.evaluate(saved) == expected
+    opened.evaluate(press)
+    assert opened.evaluate(shown) == folded
 
 
 def test_run_trains_and_shows_pictures(opened):

@@ -85,6 +85,17 @@ def test_student_and_teacher_are_told_apart_by_what_they_predict(server, info):
     assert any("are the two swapped?" in text for _, text in outcome.texts)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_student_and_teacher_are_told_apart_by_trial(server, info, swapped):
+    """Both of the miniature predict velocity under one schedule: only what they draw tells which is which."""
+    graph = graphs.training(info, iterations=1, preview_every=1, seed=21 + swapped)
+    if swapped:
+        graph["train"]["inputs"] |= {"student": ["models", 1], "teacher": ["models", 0]}
+    outcome = server.run(graph)
+    assert not outcome.error
+    assert any("are the two swapped?" in text for _, text in outcome.texts) is swapped
+
+
 @pytest.mark.parametrize(
     ("sampling", "zsnr", "words"),
     [("v_prediction", True, "a noise schedule that is not Stable Diffusion's"), ("lcm", False, "is sampled as")],
