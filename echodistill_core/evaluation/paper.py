@@ -82,6 +82,7 @@ OWN_TITLES = {
     "trial-cosine": "rates that fall to zero along a cosine",
     "trial-critics-2": "critics in every other iteration",
     "trial-batch-4": "4 images an iteration instead of 2",
+    "trial-mended": "all departures of the reference mended",
     "trial-tuned": "the preset tuned",
     "trial-one-paper": "one photograph, the paper's settings",
     "trial-one-augment": "one photograph, augmented",

@@ -433,7 +433,7 @@ def test_a_setting_that_determines_the_result_is_refused_by_name(folder, name):
         ({"iterations": 6}, "iterations is 5 there and 6 here"),
         ({"resolution": 128}, "resolution is 64 there and 128 here"),
         ({"max_photographs": 1}, "max_photographs is 0 there and 1 here"),
-        ({"preset": "tuned"}, "critic_canvas is True there and False here"),
+        ({"preset": "tuned"}, "backbone_normalisation is False there and True here"),
         ({"class_noun": "cat", "student_lr": 1e-3}, "class_noun is 'dog' there and 'cat' here, student_lr is 2e-05"),
     ],
 )

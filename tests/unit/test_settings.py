@@ -110,10 +110,8 @@ def test_tuned_departs_from_paper_in_exactly_what_it_names():
     differing = {n: v for n, v in dataclasses.asdict(tuned).items() if getattr(paper, n) != v}
     assert differing == {
         "preset": "tuned",
-        "swd_unit_range": True,
         "backbone_normalisation": True,
-        "critic_canvas": False,
-        "critic_grad_clip": 1.0,
+        "critic_every": 2,
     }
     assert paper == TrainSettings()
     assert set(PRESETS) == {"paper", "tuned"}
@@ -123,11 +121,11 @@ def test_tuned_departs_from_paper_in_exactly_what_it_names():
 
 
 def test_an_explicit_option_wins_over_the_preset_and_the_preset_over_the_default():
-    s = from_options(TrainSettings, {"preset": "tuned", "critic_canvas": True, "seed": 7})
-    assert (s.critic_canvas, s.seed, s.swd_unit_range, s.critic_grad_clip) == (True, 7, True, 1.0)
-    assert from_options(TrainSettings, {"critic_grad_clip": 0.5, "preset": "tuned"}).critic_grad_clip == 0.5
+    s = from_options(TrainSettings, {"preset": "tuned", "critic_canvas": False, "seed": 7})
+    assert (s.critic_canvas, s.seed, s.backbone_normalisation, s.critic_every) == (False, 7, True, 2)
+    assert from_options(TrainSettings, {"critic_every": 3, "preset": "tuned"}).critic_every == 3
     # Even an option that is equal to the default.
-    assert from_options(TrainSettings, {"preset": "tuned", "swd_unit_range": False}).swd_unit_range is False
+    assert from_options(TrainSettings, {"preset": "tuned", "critic_every": 1}).critic_every == 1
 
 
 @pytest.mark.parametrize("slip", ["swd_wieght", "swd-weight", "swdweight"])
@@ -153,7 +151,7 @@ def test_echo_has_no_presets():
 
 
 def test_settings_survive_a_round_trip_through_their_fields():
-    s = from_options(TrainSettings, {"preset": "tuned", "critic_canvas": True, "class_noun": "dog"})
+    s = from_options(TrainSettings, {"preset": "tuned", "critic_every": 3, "class_noun": "dog"})
     assert from_options(TrainSettings, dataclasses.asdict(s)) == s
 
 
