@@ -499,7 +499,7 @@ def test_presets_reach_the_steps(tiny_state, draw_batch, preset):
     draw_batch(other)
     a, b = iterate(paper, batch), iterate(other, batch)
     same = {n for n in a if torch.equal(a[n], b[n])}
-    unaffected = {"teacher", "teacher_gradient", "mse"}
+    unaffected = {"teacher", "teacher_gradient", "mse", "swd"}
     assert same == (unaffected if preset == "tuned" else set(a))
 
 
