@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
 from comfy_api.latest import io, ui
 
-from ..echodistill_core.errors import InputError
-from ..echodistill_core.files import replacing_folder
 from ..echodistill_core.models.sources import settings_for
 from ..echodistill_core.reporting import RunPictures
-from ..echodistill_core.settings import EchoSettings, determining
+from ..echodistill_core.settings import EchoSettings
 from ..echodistill_core.training import session
-from ..echodistill_core.training.identity import fingerprint_of
-from ..echodistill_core.training.run import Run, open_run
+from ..echodistill_core.training.fork import fork_for_echo
 from .bridge import training
 from .bridge.pictures import image_of_files
 from .bridge.progress import NodeProgress, say, several
 from .bridge.sockets import AdapterSocket, RunSocket, TrainedRun
-from .bridge.widgets import advanced_widgets, chosen, widget
-from .reference_images import CATEGORY
+from .bridge.widgets import CATEGORY, advanced_widgets, chosen, widget
 
 _NOT_ADVANCED = frozenset({"iterations", "pool_size", "prompts", "real_share"})
 
@@ -69,14 +62,7 @@ class EchoStage(io.ComfyNode):
         node, models, distil = cls.hidden.unique_id, trained.models, trained.run
         joined = " | ".join(line.strip() for line in prompts.splitlines() if line.strip())
         settings = settings_for(EchoSettings, {**chosen(values), "prompts": joined}, distil.sources)
-        if not distil.is_finished("distil"):
-            raise InputError(
-                f"the run {distil.folder} is gone or not finished; empty ComfyUI's execution cache (Unload Models and "
-                "Execution Cache) and run again: Train EchoDistill finds or makes it."
-            )
-        if distil.is_finished("echo"):
-            raise InputError("this run has been echoed already; connect the run of Train EchoDistill itself.")
-        run = _copy_for(distil, settings)
+        run = fork_for_echo(distil, settings)
         if not run.is_finished("echo"):
             # How to compute is this call's affair, whatever the first stage was computed with.
             run.record["settings"] |= {
@@ -96,29 +82,3 @@ class EchoStage(io.ComfyNode):
             pool,
             ui=ui.PreviewImage(pool, cls=cls),
         )
-
-
-def _copy_for(run: Run, settings: EchoSettings) -> Run:
-    """A run of its own for these settings of the echo, beside the given one, which others may echo otherwise.
-
-    Its files are links to the given run's as far as the disk allows; neither run changes a file in place.
-    """
-    fingerprint = fingerprint_of({"distil": run.fingerprint("distil"), **determining(settings)})
-    folder = run.folder.with_name(f"{run.folder.name}-echo-{fingerprint}")
-    if not (folder / "run.json").is_file():
-        with replacing_folder(folder) as temporary:
-            shutil.copytree(
-                run.folder,
-                temporary,
-                copy_function=_link_or_copy,
-                dirs_exist_ok=True,
-                ignore=lambda place, names: {"echo"} if Path(place) == run.folder else set(),
-            )
-    return open_run(folder)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
+from ..echodistill_core.adapter.apply import rows_at
 from ..echodistill_core.adapter.file import Adapter, read_adapter
 from ..echodistill_core.concept.prompts import TEMPLATES, caption
 from ..echodistill_core.errors import InputError
+from .bridge.adapters import UNLINKED, adapter_file, adapter_inputs, check_name, file_state
 from .bridge.fit import check_fit
-from .bridge.places import NONE, adapter_names, adapter_path
-from .bridge.sockets import AdapterFiles, AdapterSocket
+from .bridge.sockets import AdapterFiles
 from .bridge.weights import UNET_PREFIX
-from .bridge.widgets import advanced
+from .bridge.widgets import CATEGORY, advanced
 from .bridge.words import noun_rows, teach
-from .reference_images import CATEGORY
-
-ROLES = ["student", "teacher"]
-UNLINKED = "unlinked"  # ComfyUI gives None for a linked input, and nothing for a free one
 
 
 class LoadEchoAdapter(io.ComfyNode):
@@ -42,24 +37,7 @@ class LoadEchoAdapter(io.ComfyNode):
                     "base_model", display_name="model", tooltip="The model that the adapter was trained on."
                 ),
                 io.Clip.Input("base_clip", display_name="clip", tooltip="Its text encoder."),
-                AdapterSocket.Input(
-                    "from_training",
-                    display_name="adapter",
-                    optional=True,
-                    tooltip="From training; used in place of the list.",
-                ),
-                io.Combo.Input(
-                    "adapter_name",
-                    options=[NONE, *adapter_names()],
-                    default=NONE,
-                    tooltip="An adapter in ComfyUI's loras folders; Save Echo Adapter puts them into output/loras.",
-                ),
-                io.Combo.Input(
-                    "role",
-                    options=ROLES,
-                    default="student",
-                    tooltip="Which of the socket's two adapters: the student's for one step, the teacher's for many.",
-                ),
+                *adapter_inputs(),
                 io.Float.Input(
                     "strength_model",
                     default=1.0,
@@ -119,50 +97,12 @@ class LoadEchoAdapter(io.ComfyNode):
         adapter = read_adapter(adapter_file(from_training, role, adapter_name))
         check_fit(adapter, base_model, base_clip, any_base=any_base)
         stub = caption(TEMPLATES[0], adapter.placeholder, adapter.class_noun)
+        rows = rows_at(adapter, noun_rows(base_clip, adapter.class_noun, len(adapter.rows)), strength_token)
         return io.NodeOutput(
             put_on(base_model, adapter, strength_model),
-            teach(base_clip, adapter.placeholder, adapter.class_noun, rows_at(base_clip, adapter, strength_token)),
+            teach(base_clip, adapter.placeholder, adapter.class_noun, rows),
             stub,
         )
-
-
-def check_name(name: str | None, from_training: Any) -> bool | str:
-    """True, or what is wrong with a name from the list. None of a name: another node will bring it.
-
-    from_training: UNLINKED where the socket is free; then alone does the name count.
-    """
-    if from_training is not UNLINKED or name in (None, NONE):
-        return True
-    try:
-        adapter_path(str(name))
-    except InputError as error:
-        return str(error)
-    return True
-
-
-def file_state(name: str) -> Any:
-    """What changes when a listed file does."""
-    if name == NONE:
-        return NONE
-    stat = adapter_path(name).stat()
-    return [stat.st_mtime_ns, stat.st_size]
-
-
-def adapter_file(from_training: AdapterFiles | None, role: str, name: str = NONE) -> Path:
-    """The file that a node is to read: the socket's of this role, or the listed one. Raises InputError for neither."""
-    if from_training is None:
-        if name == NONE:
-            raise InputError("no adapter was chosen; connect one from training, or choose one in the list.")
-        return adapter_path(name)
-    path = from_training.paths.get(role)
-    if path is None:
-        raise InputError(f"this training has no adapter of the {role}; it has one of {', '.join(from_training.paths)}.")
-    if not path.is_file():
-        raise InputError(
-            f"the adapter {path} is gone; empty ComfyUI's execution cache (Unload Models and Execution Cache) and run "
-            "again: training makes it anew."
-        )
-    return path
 
 
 def put_on(model: Any, adapter: Adapter, strength: float) -> Any:
@@ -182,10 +122,3 @@ def put_on(model: Any, adapter: Adapter, strength: float) -> Any:
             f"trained on {adapter.metadata.get('base_model', 'another base model')}."
         )
     return patched
-
-
-def rows_at(clip: Any, adapter: Adapter, strength: float) -> torch.Tensor:
-    """The placeholder's embeddings at this strength, from the class noun's (0) to the learned ones (1)."""
-    start = noun_rows(clip, adapter.class_noun, len(adapter.rows))
-    # lerp is exact at both ends.
-    return torch.lerp(start, adapter.rows, strength)

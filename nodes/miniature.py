@@ -12,7 +12,7 @@ from ..echodistill_core.miniature.concepts import CONCEPTS, DEVELOPMENT, photogr
 from ..echodistill_core.miniature.render import SIDE
 from .bridge.miniature import load_miniature
 from .bridge.pictures import image_of
-from .reference_images import CATEGORY
+from .bridge.widgets import CATEGORY
 
 
 class LoadMiniature(io.ComfyNode):

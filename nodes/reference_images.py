@@ -16,10 +16,9 @@ from .bridge.pictures import image_of, photographs_of
 from .bridge.places import NONE, folder_state, input_folder, input_folders
 from .bridge.progress import say
 from .bridge.sockets import Concept, ConceptSocket
-from .bridge.widgets import widget
+from .bridge.widgets import CATEGORY, widget
 
 PREVIEW_SIDE = 512
-CATEGORY = "EchoDistill"
 
 
 class LoadReferenceImages(io.ComfyNode):

@@ -10,12 +10,12 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..echodistill_core.concept.prompts import subject
+from ..echodistill_core.concept.prompts import names_subject, subject
 from ..echodistill_core.errors import InputError
 from .bridge.progress import say
 from .bridge.sampling import STEPS, encode, sample, turbo_sigmas
+from .bridge.widgets import CATEGORY
 from .bridge.words import known_words
-from .reference_images import CATEGORY
 
 log = logging.getLogger(__name__)
 MAX_SIDE = 16384  # as in ComfyUI's own nodes
@@ -64,7 +64,7 @@ class OneStepSample(io.ComfyNode):
                     "steps",
                     options=[str(n) for n in STEPS],
                     default="1",
-                    tooltip="The student was made for 1; more change the picture little.",
+                    tooltip="The student was made for 1; in the miniature's tables more steps make it worse.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Pictures at once."),
                 io.Float.Input(
@@ -126,7 +126,7 @@ def _start(vae: Any, image: Any, width: int, height: int, batch_size: int) -> to
 def _warn_without_placeholder(node: str | None, clip: Any, prompt: str) -> None:
     """Say so where a CLIP has learned subjects and the prompt names none of them, and how it would."""
     words = known_words(clip)
-    if not words or any(word.lower() in prompt.lower() for word in words):
+    if not words or names_subject(prompt, words):
         return
     word, noun = next(iter(words.items()))
     named = subject(word, noun)

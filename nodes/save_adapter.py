@@ -13,11 +13,10 @@ from ..echodistill_core.adapter.file import read_adapter
 from ..echodistill_core.cli.facts import adapter_facts, lines
 from ..echodistill_core.errors import InputError
 from ..echodistill_core.files import replacing
-from .bridge.places import NONE, adapter_names
+from .bridge.adapters import ROLES, UNLINKED, adapter_file, adapter_inputs, check_name, file_state
 from .bridge.progress import say
 from .bridge.sockets import AdapterFiles, AdapterSocket
-from .load_adapter import ROLES, UNLINKED, adapter_file, check_name, file_state
-from .reference_images import CATEGORY
+from .bridge.widgets import CATEGORY
 
 LORAS = "loras"  # of the output folder, which ComfyUI lists among its loras
 
@@ -86,21 +85,7 @@ class EchoAdapterInfo(io.ComfyNode):
             display_name="Echo Adapter Info",
             category=CATEGORY,
             description="What is in an adapter: subject, base model, settings, licences.",
-            inputs=[
-                AdapterSocket.Input(
-                    "from_training",
-                    display_name="adapter",
-                    optional=True,
-                    tooltip="From training; used in place of the list.",
-                ),
-                io.Combo.Input(
-                    "adapter_name",
-                    options=[NONE, *adapter_names()],
-                    default=NONE,
-                    tooltip="An adapter in ComfyUI's loras folders.",
-                ),
-                io.Combo.Input("role", options=ROLES, default="student", tooltip="Which of the socket's two adapters."),
-            ],
+            inputs=adapter_inputs(),
             outputs=[io.String.Output(display_name="text", tooltip="The facts, a line each.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

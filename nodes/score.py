@@ -15,7 +15,7 @@ from .bridge.backbones import look_for
 from .bridge.pictures import unit_of
 from .bridge.progress import say
 from .bridge.sockets import Concept, ConceptSocket
-from .reference_images import CATEGORY
+from .bridge.widgets import CATEGORY
 
 TITLES = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
 

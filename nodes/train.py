@@ -20,9 +20,9 @@ from .bridge.kinds import architecture_of, prediction_of, sources_of
 from .bridge.memory import default_precision
 from .bridge.places import run_folder
 from .bridge.progress import NodeProgress, say, several
+from .bridge.roles import doubt_of_roles
 from .bridge.sockets import AdapterSocket, Concept, ConceptSocket, Models, RunSocket, TrainedRun
-from .bridge.widgets import advanced_widgets, chosen, widget
-from .reference_images import CATEGORY
+from .bridge.widgets import CATEGORY, advanced_widgets, chosen, widget
 
 MEMORY_MODES = {"normal": False, "low": True}
 # Set by the concept, by this node's own widgets, or by the machine.
@@ -121,7 +121,7 @@ class EchoDistillTrain(io.ComfyNode):
         run = open_run(folder) if (folder / "run.json").is_file() else None
         if run is None or not run.is_finished("distil"):
             places = training.places_of(settings, sources)
-            with training.borrowed(models, settings, places, node) as family:
+            with training.borrowed(models, settings, places, node, doubt_of_roles(models)) as family:
                 listen = several(RunPictures(folder), NodeProgress(node, "distil", settings.iterations))
                 run = session.train(concept.photographs, family, settings, sources, folder, listen, places=places)
         return _output(cls, TrainedRun(run, models, settings.gradient_checkpointing))

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .workflows import get
+from .comfyui import get
 
 FILE = Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json"
 CATEGORY = "EchoDistill"

@@ -11,8 +11,8 @@ import argparse
 import shutil
 from pathlib import Path
 
+from .comfyui import get
 from .locales import CATEGORY
-from .workflows import get
 
 FOLDER = Path(__file__).parents[1] / "web" / "docs" / "img"
 MARGIN = 12

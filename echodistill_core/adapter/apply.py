@@ -72,7 +72,10 @@ def personalised(
                 # From the weights as loaded: differences can be finer than the precision that the model was cast to.
                 start = changed.get(name, loaded[name].float())
                 changed[name] = start + strength * delta.to(start.device)
-    rows = [_rows(family.text, a, s) for a, s in zip(adapters, strengths, strict=True)]
+    rows = [
+        rows_at(a, family.text.noun_rows(a.class_noun, len(a.rows)), s)
+        for a, s in zip(adapters, strengths, strict=True)
+    ]
     kept: dict[str, nn.Parameter] = {}
     try:
         for name, value in changed.items():
@@ -83,8 +86,8 @@ def personalised(
             _swap(denoiser.unet, name, parameter)
 
 
-def _rows(encoder: TextEncoder, adapter: Adapter, strength: float) -> Tensor:
-    start = encoder.noun_rows(adapter.class_noun, len(adapter.rows))
+def rows_at(adapter: Adapter, start: Tensor, strength: float) -> Tensor:
+    """The token's rows (vectors, width): from `start`, the class noun's, at 0 to the learned ones at 1."""
     # lerp is exact at both ends, which start + strength * (end - start) is not.
     return torch.lerp(start, adapter.rows.to(start), strength)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from ..errors import InputError
@@ -48,12 +50,17 @@ def epoch_order(size: int, epoch: int, seed: int) -> list[int]:
     return torch.randperm(size, generator=generator).tolist()
 
 
+def names_subject(prompt: str, placeholders: Iterable[str]) -> bool:
+    """Whether the prompt uses one of these placeholders, in any case of letters, as the tokenizer reads them."""
+    return any(name.lower() in prompt.lower() for name in placeholders)
+
+
 def check_prompt(prompt: str, placeholders: dict[str, str]) -> None:
     """Raise InputError unless the prompt uses one of the adapters' placeholders.
 
     placeholders: placeholder -> class noun, of every adapter in use. Without adapters every prompt is right.
     """
-    if placeholders and not any(name.lower() in prompt.lower() for name in placeholders):
+    if placeholders and not names_subject(prompt, placeholders):
         name, noun = next(iter(placeholders.items()))
         raise InputError(
             f"the prompt {prompt!r} does not contain the placeholder {name}; write it before the class noun, "

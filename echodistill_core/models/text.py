@@ -63,6 +63,18 @@ def check_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
         )
 
 
+def add_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
+    """Make `placeholder` one new word of the tokenizer. Raises InputError as `check_placeholder` does."""
+    check_placeholder(tokenizer, placeholder)
+    # A placeholder of letters alone must not be found inside a longer word; <new1> may touch its neighbours.
+    tokenizer.add_tokens([AddedToken(placeholder, normalized=True, single_word=placeholder.isalnum())])
+
+
+def mean_rows(table: Tensor, ids: Sequence[int], count: int) -> Tensor:
+    """What a placeholder begins as: the mean of the class noun's rows of the table, (count, width), float32."""
+    return table[torch.tensor(ids, device=table.device)].detach().float().mean(dim=0).repeat(count, 1)
+
+
 class TextEncoder(nn.Module):
     """tau(y): prompts to text features, with placeholder words whose embedding rows live outside the table.
 
@@ -97,10 +109,7 @@ class TextEncoder(nn.Module):
         # A tokenizer cannot forget an added word, so each set of placeholders gets its own, from the plain one.
         tokenizer = copy.deepcopy(self._plain_tokenizer) if placeholders else self._plain_tokenizer
         for name in placeholders:
-            check_placeholder(tokenizer, name)
-        for name in placeholders:
-            # A placeholder of letters alone must not be found inside a longer word; <new1> may touch its neighbours.
-            tokenizer.add_tokens([AddedToken(name, normalized=True, single_word=name.isalnum())])
+            add_placeholder(tokenizer, name)
         encoder = TextEncoder(self.model, self._plain_tokenizer)
         encoder.tokenizer, encoder.placeholders = tokenizer, dict(placeholders)
         return encoder
@@ -167,8 +176,7 @@ class TextEncoder(nn.Module):
         ids = self.tokenizer(class_noun, add_special_tokens=False).input_ids
         if not ids:
             raise InputError("class_noun is empty; expected what the photographs show, for instance dog.")
-        mean = self.table[torch.tensor(ids, device=self.table.device)].detach().float().mean(dim=0)
-        return mean.repeat(count, 1)
+        return mean_rows(self.table, ids, count)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

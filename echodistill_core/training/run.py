@@ -68,9 +68,12 @@ class Run:
 
     def fingerprint(self, stage: str) -> str:
         """Of everything that determines this stage's result; the echoing stage's depends on the first's."""
-        if stage == "distil":
-            return str(self.record["fingerprint"])
-        return fingerprint_of({"distil": self.record["fingerprint"], **self.record["echo"]})
+        distil = str(self.record["fingerprint"])
+        return distil if stage == "distil" else _echo_fingerprint(distil, self.record["echo"])
+
+    def echo_fingerprint(self, echo: EchoSettings) -> str:
+        """Of an echoing stage with these settings, begun or not."""
+        return _echo_fingerprint(self.fingerprint("distil"), determining(echo))
 
     def path(self, stage: str, *parts: str) -> Path:
         """A path inside a stage's folder."""
@@ -186,6 +189,10 @@ class Run:
                 f"{self.folder / 'photographs'} was changed since training; give the run back its own pictures."
             )
         return images
+
+
+def _echo_fingerprint(distil: str, echo: Mapping[str, Any]) -> str:
+    return fingerprint_of({"distil": distil, **echo})
 
 
 def open_run(folder: str | Path) -> Run:

@@ -60,7 +60,7 @@ def train(
         if run.is_finished("distil"):
             return run
     # Looked for before a new folder is made, so that a failed start leaves nothing behind.
-    backbones = load_backbones(needed_backbones(settings), backbone_source(sources) if places is None else places)
+    backbones = _backbones(settings, sources, places)
     run = create_or_resume(folder, settings, sources, images, family, start)
     with _training(family, backbones, settings, begun) as state:
         add_prior(state, run, listen)
@@ -90,7 +90,7 @@ def echo(
     run.declare_echo(settings)
     if run.is_finished("echo"):
         return run
-    backbones = load_backbones(needed_backbones(distil), backbone_source(run.sources) if places is None else places)
+    backbones = _backbones(distil, run.sources, places)
     with _training(family, backbones, distil, begun) as state:
         add_prior(state, run, listen)
         fresh_critics = {n: p.detach().clone() for n, p in state.critics.named_parameters()}
@@ -136,6 +136,12 @@ def training_size(settings: TrainSettings, family: Family) -> int:
     if size < 64 or size % family.latent_factor:
         raise InputError(f"setting resolution is {size}; expected 64 or more and a multiple of {family.latent_factor}.")
     return size
+
+
+def _backbones(
+    settings: TrainSettings, sources: ModelSources, places: Mapping[str, Place] | None
+) -> dict[str, Backbone]:
+    return load_backbones(needed_backbones(settings), backbone_source(sources) if places is None else places)
 
 
 @contextmanager

@@ -21,8 +21,6 @@ def borrow_family(models: Models) -> tuple[Family, list[str]]:
     Raises InputError for models of other families, and where the parts do not fit each other.
     """
     clip = models.clip
-    student_prediction = prediction_of(models.student, "student")
-    teacher_prediction = prediction_of(models.teacher, "teacher")
     if clip.layer_idx is not None:
         raise InputError(
             f"the CLIP stops at layer {clip.layer_idx} (CLIP Set Last Layer); training reads the layer that the models "
@@ -40,8 +38,8 @@ def borrow_family(models: Models) -> tuple[Family, list[str]]:
         {"unet": parts["student"].tensors, "vae": parts["VAE"].tensors},
         {"unet": parts["teacher"].tensors, "text_encoder": parts["CLIP"].tensors},
         name=sources.family,
-        student_prediction=student_prediction,
-        teacher_prediction=teacher_prediction,
+        student_prediction=prediction_of(models.student, "student"),
+        teacher_prediction=prediction_of(models.teacher, "teacher"),
         licences={"student": licence, "teacher": licence},
     )
     notes = [
@@ -53,10 +51,6 @@ def borrow_family(models: Models) -> tuple[Family, list[str]]:
         left_out = sorted(k for k, v in model.model_options.get("transformer_options", {}).items() if v)
         if left_out:
             notes.append(f"what changes the {name} while it samples was left out: {', '.join(left_out)}")
-    if student_prediction == "v_prediction" and teacher_prediction == "epsilon":
-        notes.append(
-            "the student predicts velocity as SD 2.1 does, and the teacher noise as SD-Turbo does: are the two swapped?"
-        )
     notes += family.warnings
     for note in notes:
         log.warning("%s", note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.perception.load import Place
 from ...echodistill_core.settings import TrainSettings
+from ...echodistill_core.training.state import DTYPES
 
 GB = 1024**3
 MASTER_BYTES = 16  # of each number that learns: its value, its gradient and AdamW's two moments, in float32
@@ -26,16 +27,22 @@ def default_precision(device: torch.device) -> str:
     return "bf16"
 
 
-def least_bytes(models: Iterable[Any], learning: int, places: Iterable[Place], settings: TrainSettings) -> int:
-    """Bytes that weights and optimisers take at least; activations come on top.
+def least_bytes(
+    models: Sequence[Any], learning: int, places: Iterable[Place], settings: TrainSettings, device: torch.device
+) -> int:
+    """Bytes that weights and optimisers take of the device's memory at least; activations come on top.
 
     models: the ModelPatchers of student, teacher, CLIP and VAE. learning: how many numbers learn, over all roles.
     """
-    numbers = sum(p.numel() for patcher in models for p in patcher.model.parameters())
+    dtype = DTYPES[settings.precision]
+    weights = [p for patcher in models for p in patcher.model.parameters()]
     files = sum(size(p) for place in places for p in (place.encoder, place.projector) if p is not None)
-    width = 2 if settings.precision == "bf16" else 4
     # Backbones' files hold float32 as they are published.
-    return numbers * width + files * width // 4 + learning * MASTER_BYTES
+    total = sum(p.numel() for p in weights) * dtype.itemsize + files * dtype.itemsize // 4 + learning * MASTER_BYTES
+    if device.type == "cpu":
+        # The copies of the user's weights lie in the same memory, beside what was cast from them.
+        total += sum(p.numel() * p.element_size() for p in weights if p.dtype != dtype)
+    return total
 
 
 def size(path: Path) -> int:

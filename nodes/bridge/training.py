@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
@@ -22,7 +21,6 @@ from .family import borrow_family
 from .memory import least_bytes, room_for
 from .pictures import image_of_files
 from .progress import say
-from .roles import doubt_of_roles
 from .sockets import AdapterFiles, Models
 
 log = logging.getLogger(__name__)
@@ -37,29 +35,36 @@ def places_of(settings: TrainSettings, sources: ModelSources) -> dict[str, Place
 
 @contextmanager
 def borrowed(
-    models: Models, settings: TrainSettings, places: dict[str, Place] | None, node: str | None
+    models: Models,
+    settings: TrainSettings,
+    places: dict[str, Place] | None,
+    node: str | None,
+    notes: Sequence[str] = (),
 ) -> Iterator[Family]:
     """The models as a family to train, with ComfyUI's own models moved out of its way; all is given back afterwards.
 
+    notes: to be shown on the node beside those on what was baked in.
     Raises InputError where they do not fit each other or the memory.
     """
-    doubt = doubt_of_roles(models)
     device = mm.get_torch_device()
     needed = least_bytes(
         [models.student, models.teacher, models.clip.patcher, models.vae.patcher],
         _learning(models, settings),
         (places or {}).values(),
         settings,
+        device,
     )
     with room_for(needed, device, settings) as words:
         log.info("EchoDistill: training needs %s", words)
-        family, notes = borrow_family(models)
-        say(node, "\n".join([f"training needs {words}", *notes, *doubt]))
+        family, taken = borrow_family(models)
+        say(node, "\n".join([f"training needs {words}", *notes, *taken]))
         try:
             yield family
         except mm.OOM_EXCEPTION:
             # ComfyUI frees all models when it sees this, so it must; the checkpoint before it is on disk.
-            log.error("EchoDistill: memory ran out; memory_mode low takes less, and the same prompt goes on.")
+            text = "memory ran out; memory_mode low takes less, and the same prompt goes on from the last checkpoint"
+            log.error("EchoDistill: %s", text)
+            say(node, text)
             raise
 
 
@@ -91,8 +96,8 @@ def losses_of(run: Run, stage: str) -> Tensor:
     return image_of_files([run.path(stage, "losses.png")])
 
 
-def summary(run: Run, stage: str, notes: Iterable[str] = ()) -> str:
-    """A finished stage in a few lines."""
+def summary(run: Run, stage: str) -> str:
+    """A finished stage in two lines."""
     figures: dict[str, Any] = run.record["finished"][stage]
     losses = "  ".join(f"{n} {v:.3g}" for n, v in figures["losses"].items() if n != "step")
-    return "\n".join([f"{figures['iterations']} iterations, in {Path(run.folder).name}", losses, *notes])
+    return f"{figures['iterations']} iterations, in {run.folder.name}\n{losses}"

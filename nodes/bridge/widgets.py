@@ -9,6 +9,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+CATEGORY = "EchoDistill"  # of every node in the menu
 AUTO = "auto"  # of a choice
 UNSET = -1  # of a number: no setting is negative
 LARGEST = 2**31 - 1

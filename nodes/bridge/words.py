@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AddedToken
 
 from ...echodistill_core.errors import InputError
-from ...echodistill_core.models.text import check_placeholder
+from ...echodistill_core.models.text import add_placeholder, mean_rows
 from .weights import clip_name
 
 WORDS = "echodistill_words"  # attribute of a tokenizer of ours: placeholder -> class noun
@@ -37,8 +35,7 @@ def teach(clip: Any, placeholder: str, class_noun: str, rows: Tensor) -> Any:
             "another placeholder."
         )
     tokenizer = copy.deepcopy(getattr(inner.tokenizer, "tokenizer", inner.tokenizer))
-    check_placeholder(tokenizer, placeholder)
-    tokenizer.add_tokens([AddedToken(placeholder, normalized=True, single_word=placeholder.isalnum())])
+    add_placeholder(tokenizer, placeholder)
     known: dict[int, Tensor] = dict(getattr(inner, ROWS, {}))
     # Ids of rows lie past those of every added word, of which there will never be so many.
     first = 1_000_000 + len(known)
@@ -67,8 +64,7 @@ def noun_rows(clip: Any, class_noun: str, count: int) -> Tensor:
     name = clip_name(clip)
     ids = getattr(clip.tokenizer, name).tokenizer(class_noun)["input_ids"][1:-1]
     embeddings = getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight
-    mean = embeddings[torch.tensor(ids, device=embeddings.device)].detach().to("cpu", torch.float32).mean(dim=0)
-    return mean.repeat(count, 1)
+    return mean_rows(embeddings, ids, count).cpu()
 
 
 class _Expanding:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+PACK = Path(__file__).parents[2]
 CACHE = Path.home() / ".cache" / "echodistill"
 # Of ComfyUI's own requirements, those that a server does not start without.
 NEEDED = ("aiohttp", "torchsde", "av", "sqlalchemy", "websocket")
@@ -57,6 +61,24 @@ def comfyui() -> Path:
 
 
 @pytest.fixture(scope="session")
+def bridge(comfyui: Path) -> Any:
+    """Modules of nodes/bridge by name, imported in this process as ComfyUI imports them, without a server."""
+    sys.path.insert(0, str(comfyui))
+    cli_args = importlib.import_module("comfy.cli_args")
+    cli_args.args.cpu = True
+    # ComfyUI's own would bring all of its nodes; nobody is connected here.
+    stub = ModuleType("server")
+    stub.PromptServer = SimpleNamespace(instance=None)  # type: ignore[attr-defined]
+    sys.modules["server"] = stub
+    spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["pack"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["pack"])
+    return lambda name: importlib.import_module(f"pack.nodes.bridge.{name}")
+
+
+@pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The server's folder: input, output, models, with photographs of two toys."""
     from echodistill_core.miniature.concepts import CONCEPTS, photographs
@@ -73,7 +95,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(comfyui: Path, base: Path) -> Iterator[Any]:
     """The server, running."""
-    from server import Server
+    from comfy_server import Server
 
     running = Server(comfyui, base, base / "server.log").start()
     yield running

@@ -77,7 +77,6 @@ def sampled(
 
 
 def stock_chain(
-    info: dict[str, Any],
     model: Link,
     clip: Link,
     prompt: str,

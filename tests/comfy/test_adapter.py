@@ -43,7 +43,7 @@ def latent(base, prefix):
 
 
 def sampled(server, info, base, graph, prompt, prefix, model="adapter", clip="adapter", clip_slot=1):
-    chain = graphs.stock_chain(info, [model, 0], [clip, clip_slot], prompt, 1, prefix=prefix, seed=4)
+    chain = graphs.stock_chain([model, 0], [clip, clip_slot], prompt, 1, prefix=prefix, seed=4)
     outcome = server.run({**graph, **chain})
     assert not outcome.error
     return latent(base, prefix)
@@ -123,7 +123,7 @@ def test_several_adapters_in_a_row(server, info, base, saved):
         base_clip=["adapter", 1],
         **{**graphs.unset(info, "LoadEchoAdapter"), "adapter_name": saved},
     )
-    chain = graphs.stock_chain(info, ["second", 0], ["second", 1], PROMPT, 1, prefix="twice")
+    chain = graphs.stock_chain(["second", 0], ["second", 1], PROMPT, 1, prefix="twice")
     assert "<new1> is in use by another adapter" in server.run({**again, **chain}).error
 
 
@@ -160,7 +160,7 @@ def test_an_adapter_of_another_base_is_refused_and_named(server, info, base, sav
     name = f"other-{next(iter(change))}.safetensors"
     save_file(load_file(place), base / "output" / "loras" / name, metadata)
     graph = loaded(server, info, name)
-    chain = graphs.stock_chain(info, ["adapter", 0], ["adapter", 1], PROMPT, 1, prefix="no")
+    chain = graphs.stock_chain(["adapter", 0], ["adapter", 1], PROMPT, 1, prefix="no")
     error = server.run({**graph, **chain}).error
     if "role" in change:
         # A teacher's file on another role's model is a matter of its weights: the fingerprint tells.

@@ -10,7 +10,8 @@ import os
 import graphs
 import pytest
 import torch
-from server import Server
+from comfy_server import Server
+from PIL import Image
 
 from benchmarks import random_checkpoint as rc
 from benchmarks.architecture_jobs import adapt_and_sample
@@ -30,7 +31,7 @@ PROMPT = "photo of a <new1> dog on the beach"
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory, comfyui):
-    """A server of its own, with both checkpoints, an adapter for all keys and values, and the backbones."""
+    """ComfyUI's folders with both checkpoints, an adapter for all keys and values, and the backbones."""
     base = tmp_path_factory.mktemp("full")
     models = base / "models"
     for role in rc.ROLES:
@@ -56,18 +57,33 @@ def full(tmp_path_factory, comfyui):
     }
     path = models / "ipadapter" / "ip-adapter_sd15.safetensors"
     write_tensors(path, rc.random_tensors(shapes, 9, torch.float16), {})
-    server = Server(comfyui, base, base / "server.log").start()
-    yield server
-    server.kill()
+    return base
+
+
+@pytest.fixture
+def serve(full, comfyui):
+    """Starts a server on these models; one at a time, for want of memory."""
+    started = []
+
+    def start(*flags):
+        started.append(Server(comfyui, full, full / "server.log").start(*flags))
+        return started[0]
+
+    yield start
+    started[0].kill()
 
 
 def loader(role):
     return graphs.node("CheckpointLoaderSimple", ckpt_name=f"{role}.safetensors")
 
 
-def test_load_checkpoint_adapter_and_sampling_equal_the_core(full):
-    """ComfyUI keeps text encoders in half precision, which the one-step map amplifies by 1 / sqrt(abar) = 15."""
-    info = full.get("object_info")
+def test_load_checkpoint_adapter_and_sampling_equal_the_core(full, serve):
+    """In float32 on both sides; the one-step map multiplies what the UNet rounds by 1 / sqrt(abar) = 15, hence 1e-5.
+
+    On a GPU ComfyUI computes in half precision, whose rounding alone would be a hundred times that.
+    """
+    server = serve()
+    info = server.get("object_info")
     graph = {
         "student": loader("student"),
         "adapter": graphs.node(
@@ -85,29 +101,29 @@ def test_load_checkpoint_adapter_and_sampling_equal_the_core(full):
         ),
         "keep": graphs.node("SaveLatent", samples=["sample", 1], filename_prefix="full"),
     }
-    outcome = full.run(graph, seconds=900)
+    outcome = server.run(graph, seconds=900)
     assert not outcome.error
-    found = graphs.read_latent(next((full.base / "output").glob("full_*.latent")))
+    found = graphs.read_latent(next((full / "output").glob("full_*.latent")))
 
-    family = load_family(full.base / "models" / "checkpoints" / "student.safetensors").to("cpu", torch.float32)
+    family = load_family(full / "models" / "checkpoints" / "student.safetensors").to("cpu", torch.float32)
     noise = torch.randn([1, 4, 8, 8], generator=torch.Generator().manual_seed(6))
-    adapter = read_adapter(full.base / "models" / "loras" / "full.safetensors")
+    adapter = read_adapter(full / "models" / "loras" / "full.safetensors")
     with torch.no_grad(), personalised(family, [adapter]) as model:
         expected = denoise(model.denoiser, noise, model.text([PROMPT]), 1) / 0.18215
         plain = denoise(model.denoiser, noise, family.text(["photo of a cat"]), 1) / 0.18215
     error, effect = (float((x - expected).norm() / expected.norm()) for x in (found, plain))
     print(f"relative error {error:.2e}; another prompt changes {effect:.2e}")
-    assert error < 1e-2
-    assert error < effect / 10
+    assert error < 1e-5
+    assert effect > 1e-2
 
 
-def test_one_iteration_of_training_at_64_pixels(full, tmp_path):
-    from PIL import Image
-
-    info = full.get("object_info")
-    (full.base / "input" / "dog").mkdir()
+def test_one_iteration_of_training_at_64_pixels(full, serve):
+    """With UNets in bf16, so that ComfyUI's own and the copies to train fit 24 GB side by side."""
+    server = serve("--bf16-unet")
+    info = server.get("object_info")
+    (full / "input" / "dog").mkdir()
     for i in range(3):
-        Image.effect_noise((96, 96), 60 + i).convert("RGB").save(full.base / "input" / "dog" / f"{i}.png")
+        Image.effect_noise((96, 96), 60 + i).convert("RGB").save(full / "input" / "dog" / f"{i}.png")
     graph = graphs.training(
         info,
         "dog",
@@ -129,11 +145,11 @@ def test_one_iteration_of_training_at_64_pixels(full, tmp_path):
         "clip": ["teacher", 1],
         "vae": ["student", 2],
     }
-    outcome = full.run(graph, seconds=1500)
+    outcome = server.run(graph, seconds=1500)
     assert not outcome.error
-    (run,) = (full.base / "output" / "echodistill").iterdir()
+    (run,) = (full / "output" / "echodistill").iterdir()
     adapter = read_adapter(run / "distil" / "student.safetensors")
     assert len(adapter.deltas) == 32
     assert all(bool(delta.isfinite().all()) for delta in adapter.deltas.values())
     assert any(float(delta.abs().max()) > 0 for delta in adapter.deltas.values())
-    print(f"the server's memory after it: {full.memory() / 1e9:.1f} GB")
+    print(f"the server's memory after it: {server.memory() / 1e9:.1f} GB")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import graphs
 import pytest
+from comfy_server import RefusedError
 from PIL import Image
-from server import RefusedError
 
 
 def concept_only(info, **options):
@@ -123,7 +123,7 @@ def test_no_adapter_chosen(server, info):
             base_clip=["models", 2],
             **graphs.unset(info, "LoadEchoAdapter"),
         ),
-        **graphs.stock_chain(info, ["adapter", 0], ["adapter", 1], "a", 1),
+        **graphs.stock_chain(["adapter", 0], ["adapter", 1], "a", 1),
     }
     assert "no adapter was chosen" in server.run(graph).error
 
@@ -137,7 +137,7 @@ def test_an_adapter_that_is_gone_since_the_list_was_made(server, info):
             base_clip=["models", 2],
             **{**graphs.unset(info, "LoadEchoAdapter"), "adapter_name": "gone.safetensors"},
         ),
-        **graphs.stock_chain(info, ["adapter", 0], ["adapter", 1], "a", 1),
+        **graphs.stock_chain(["adapter", 0], ["adapter", 1], "a", 1),
     }
     with pytest.raises(RefusedError, match="moved or deleted since the list was made"):
         server.run(graph)

@@ -37,7 +37,7 @@ def ours(info, prefix, *, image=None, **options):
 
 
 def stock(info, prefix, steps, **options):
-    chain = graphs.stock_chain(info, ["models", 0], ["models", 2], PROMPT, steps, prefix=prefix, **options)
+    chain = graphs.stock_chain(["models", 0], ["models", 2], PROMPT, steps, prefix=prefix, **options)
     decode = {
         "decode": graphs.node("VAEDecode", samples=["custom", 0], vae=["models", 3]),
         "show": graphs.node("PreviewImage", images=["decode", 0]),
@@ -81,8 +81,8 @@ def test_the_miniature_draws_what_the_core_draws(server, info, base):
     assert torch.allclose(latent(base, "core"), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_an_unchanged_prompt_is_encoded_once(server, info):
-    """A new seed runs the sampling node alone, and that asks the text encoder for nothing."""
+def test_a_new_seed_runs_the_sampling_node_alone(server, info):
+    """A new seed runs the sampling node alone; what that asks of the text encoder is in test_bridge."""
     first = server.run(ours(info, "a", seed=1))
     second = server.run(ours(info, "a", seed=2))
     assert "models" in first.ran or "models" not in second.ran

@@ -26,17 +26,20 @@ def silent(event):
     pass
 
 
+def core_run(base: Path, folder: Path, **options):
+    """A training by the core alone, on the files that the embedded family is loaded from."""
+    options = {"class_noun": "mug", "preview_every": 0, "device": "cpu", **options}
+    settings = settings_for(TrainSettings, options, MINIATURE)
+    photographs = load_photographs(base / "input" / "mug")
+    return session.train(photographs, open_family(MINIATURE), settings, MINIATURE, folder, silent)
+
+
 @pytest.fixture(scope="module")
 def reference(base, tmp_path_factory):
-    """The same training and echo by the core alone, on the files that the embedded family is loaded from."""
-    settings = settings_for(
-        TrainSettings, {"class_noun": "mug", "iterations": 6, "preview_every": 0, "device": "cpu"}, MINIATURE
-    )
-    folder = tmp_path_factory.mktemp("reference") / "run"
-    family = open_family(MINIATURE)
-    run = session.train(load_photographs(base / "input" / "mug"), family, settings, MINIATURE, folder, silent)
+    """The same training and echo as by the nodes."""
+    run = core_run(base, tmp_path_factory.mktemp("reference") / "run", iterations=6)
     echo = settings_for(EchoSettings, {"iterations": 4, "pool_size": 4}, MINIATURE)
-    return session.echo(run, family, echo, silent)
+    return session.echo(run, open_family(MINIATURE), echo, silent)
 
 
 def assert_equal(ours: Path, reference: Path):
@@ -109,7 +112,7 @@ def test_the_same_inputs_return_the_finished_run(trained, server, info, base):
     assert (trained[1] / "distil" / "log.jsonl").stat().st_mtime_ns == log
 
 
-def test_cancel_stops_within_an_iteration_and_the_next_run_goes_on_to_the_same_result(server, info, base, reference):
+def test_cancel_stops_within_an_iteration_and_the_next_run_goes_on_to_the_same_result(server, info, base):
     before = runs(base)
     cancelled = []
 
@@ -135,19 +138,7 @@ def test_cancel_stops_within_an_iteration_and_the_next_run_goes_on_to_the_same_r
     assert int(began[0].split(":")[1].split("of")[0]) > steps
 
     # What an uninterrupted run of the core gives.
-    settings = settings_for(
-        TrainSettings,
-        {"class_noun": "mug", "iterations": 40, "seed": 7, "preview_every": 0, "device": "cpu"},
-        MINIATURE,
-    )
-    whole = session.train(
-        load_photographs(base / "input" / "mug"),
-        open_family(MINIATURE),
-        settings,
-        MINIATURE,
-        folder.with_name("whole"),
-        silent,
-    )
+    whole = core_run(base, base / "whole", iterations=40, seed=7)
     assert_equal(folder / "distil" / "student.safetensors", whole.path("distil", "student.safetensors"))
 
 
@@ -171,41 +162,28 @@ def test_echo_equals_the_cores_own_and_leaves_the_run_alone(trained, server, inf
     assert len(list(trained[1].parent.glob(f"{trained[1].name}-echo-*"))) == 2
 
 
-def test_two_queued_trainings_do_not_disturb_each_other(server, info, base, trained, reference):
+def test_two_queued_trainings_do_not_disturb_each_other(server, info, base):
     """One of another toy first, so that the second begins on models that have just been lent."""
-    graph = graphs.training(info, iterations=7)
+    before = runs(base)
     first = server.queue(graphs.training(info, "cat", "cat", iterations=5))
-    second = server.queue(graph)
+    second = server.queue(graphs.training(info, iterations=7))
     assert not first.wait().error
-    before = {p for p in runs(base) if (p / "distil" / "student.safetensors").is_file()}
     assert not second.wait().error
-    (folder,) = {p for p in runs(base) if (p / "distil" / "student.safetensors").is_file()} - before or {
-        max(before, key=lambda p: p.stat().st_mtime)
-    }
-    settings = settings_for(
-        TrainSettings, {"class_noun": "mug", "iterations": 7, "preview_every": 0, "device": "cpu"}, MINIATURE
-    )
-    alone = session.train(
-        load_photographs(base / "input" / "mug"),
-        open_family(MINIATURE),
-        settings,
-        MINIATURE,
-        base / "alone",
-        silent,
-    )
+    (folder,) = runs(base) - before
+    alone = core_run(base, base / "alone", iterations=7)
     assert_equal(folder / "distil" / "student.safetensors", alone.path("distil", "student.safetensors"))
 
 
 def test_training_leaves_the_users_models_as_they_were(server, info, base):
     """The same picture by stock nodes, before and after a training on the same MODEL, CLIP and VAE."""
-    stock = graphs.stock_chain(info, ["models", 0], ["models", 2], "photo of a mug on the beach", 1)
+    stock = graphs.stock_chain(["models", 0], ["models", 2], "photo of a mug on the beach", 1)
     before = server.run({"models": graphs.MINIATURE, **stock})
     graph = graphs.training(info, iterations=3, seed=11)
     assert not server.run(graph).error
     after = server.run(
         {
             "models": graphs.MINIATURE,
-            **graphs.stock_chain(info, ["models", 0], ["models", 2], "photo of a mug on the beach", 1, prefix="after"),
+            **graphs.stock_chain(["models", 0], ["models", 2], "photo of a mug on the beach", 1, prefix="after"),
         }
     )
     assert not before.error
@@ -215,7 +193,7 @@ def test_training_leaves_the_users_models_as_they_were(server, info, base):
 
 
 def test_a_killed_server_finds_its_finished_run(comfyui, base, info, trained, tmp_path):
-    from server import Server
+    from comfy_server import Server
 
     second = Server(comfyui, base, tmp_path / "log.txt").start()
     try:

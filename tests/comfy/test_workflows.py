@@ -8,7 +8,8 @@ from pathlib import Path
 import graphs
 import pytest
 
-from tools.workflows import FOLDER, WORKFLOWS, prompt_of, with_miniature, workflow
+from tools.templates import WORKFLOWS
+from tools.workflows import FOLDER, prompt_of, with_miniature, workflow
 
 SHORT = {"iterations": 2, "preview_every": 1}
 

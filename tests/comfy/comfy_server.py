@@ -61,15 +61,15 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
-    def start(self) -> Server:
-        """Start and wait until it answers."""
+    def start(self, *flags: str) -> Server:
+        """Start with these flags of ComfyUI's and wait until it answers."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         front_end = os.environ.get("COMFYUI_FRONT_END", "")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": front_end, "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "main.py", "--cpu", "--base-directory", str(self.base), "--port", str(self.port)],
+            [sys.executable, "main.py", "--cpu", "--base-directory", str(self.base), "--port", str(self.port), *flags],
             cwd=self.comfyui,
             env=environment,
             stdout=self.log.open("ab"),

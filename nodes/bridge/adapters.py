@@ -1,0 +1,78 @@
+"""How nodes are given an adapter: by a socket from training, or by a name from the list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ...echodistill_core.errors import InputError
+from .places import NONE, adapter_names, adapter_path
+from .sockets import AdapterFiles, AdapterSocket
+
+ROLES = ["student", "teacher"]
+UNLINKED = "unlinked"  # ComfyUI gives None for a linked input, and nothing for a free one
+
+
+def adapter_inputs() -> list[io.Input]:
+    """The socket, the list, and which of the socket's two adapters."""
+    return [
+        AdapterSocket.Input(
+            "from_training",
+            display_name="adapter",
+            optional=True,
+            tooltip="From training; used in place of the list.",
+        ),
+        io.Combo.Input(
+            "adapter_name",
+            options=[NONE, *adapter_names()],
+            default=NONE,
+            tooltip="An adapter in ComfyUI's loras folders; Save Echo Adapter puts them into output/loras.",
+        ),
+        io.Combo.Input(
+            "role",
+            options=ROLES,
+            default="student",
+            tooltip="Which of the socket's two adapters: the student's for one step, the teacher's for many.",
+        ),
+    ]
+
+
+def check_name(name: str | None, from_training: Any) -> bool | str:
+    """True, or what is wrong with a name from the list. None of a name: another node will bring it.
+
+    from_training: UNLINKED where the socket is free; then alone does the name count.
+    """
+    if from_training is not UNLINKED or name in (None, NONE):
+        return True
+    try:
+        adapter_path(str(name))
+    except InputError as error:
+        return str(error)
+    return True
+
+
+def file_state(name: str) -> Any:
+    """What changes when a listed file does."""
+    if name == NONE:
+        return NONE
+    stat = adapter_path(name).stat()
+    return [stat.st_mtime_ns, stat.st_size]
+
+
+def adapter_file(from_training: AdapterFiles | None, role: str, name: str = NONE) -> Path:
+    """The file that a node is to read: the socket's of this role, or the listed one. Raises InputError for neither."""
+    if from_training is None:
+        if name == NONE:
+            raise InputError("no adapter was chosen; connect one from training, or choose one in the list.")
+        return adapter_path(name)
+    path = from_training.paths.get(role)
+    if path is None:
+        raise InputError(f"this training has no adapter of the {role}; it has one of {', '.join(from_training.paths)}.")
+    if not path.is_file():
+        raise InputError(
+            f"the adapter {path} is gone; empty ComfyUI's execution cache (Unload Models and Execution Cache) and run "
+            "again: training makes it anew."
+        )
+    return path

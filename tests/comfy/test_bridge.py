@@ -1,0 +1,191 @@
+"""Parts of nodes/bridge in this process, with ComfyUI's modules but no server: what a server cannot be brought to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+class Patcher:
+    """A ModelPatcher as far as names and shapes go."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.model = torch.nn.Module()
+        self.patches: dict[str, object] = {}
+        self.patches_uuid = 0
+        self.shapes = shapes
+
+    def get_key_patches(self, prefix):
+        tensors = {f"diffusion_model.{n}": torch.empty(s, device="meta") for n, s in self.shapes.items()}
+        return {name: [(tensor, None)] for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind"),
+    [
+        ({"input_blocks.0.0.weight": (320, 4, 3, 3), "label_emb.0.0.weight": (1280, 2816)}, "an SDXL UNet"),
+        ({"double_blocks.0.img_attn.qkv.weight": (9216, 3072)}, "a Flux transformer"),
+        ({"joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536)}, "an SD 3 transformer"),
+    ],
+)
+def test_a_model_of_another_family_is_refused_and_named(bridge, shapes, kind):
+    with pytest.raises(ValueError, match=f"it looks like {kind}"):
+        bridge("kinds").architecture_of(Patcher(shapes))
+
+
+def test_a_clip_of_another_family_is_refused_and_named(bridge):
+    clip = SimpleNamespace(cond_stage_model=torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="the CLIP is a Linear; expected the CLIP output of Load Checkpoint"):
+        bridge("weights").clip_name(clip)
+
+
+@pytest.mark.parametrize("missing", ["student", "teacher", "clip", "vae"])
+def test_a_part_that_is_missing_is_named(bridge, missing):
+    parts = {"student": Patcher({}), "teacher": Patcher({}), "clip": object(), "vae": SimpleNamespace(patcher=1)}
+    models = bridge("sockets").Models(**{**parts, missing: None})
+    with pytest.raises(ValueError, match=rf"(?i)the {missing} is missing"):
+        bridge("kinds").sources_of(models)
+
+
+class CountingClip:
+    """A CLIP that counts what it encodes."""
+
+    def __init__(self) -> None:
+        self.layer_idx = None
+        self.encoded: list[str] = []
+
+    def tokenize(self, prompt):
+        return prompt
+
+    def encode_from_tokens_scheduled(self, tokens):
+        self.encoded.append(tokens)
+        return [tokens]
+
+
+def test_a_prompt_is_encoded_once_for_each_clip(bridge):
+    encode, clip, other = bridge("sampling").encode, CountingClip(), CountingClip()
+    assert [encode(clip, p) for p in ("a", "b", "a", "a")] == [["a"], ["b"], ["a"], ["a"]]
+    assert encode(other, "a") == ["a"]
+    assert (clip.encoded, other.encoded) == (["a", "b"], ["a"])
+
+
+def test_only_the_latest_prompts_are_kept(bridge):
+    encode, clip = bridge("sampling").encode, CountingClip()
+    for prompt in [*"abcdefgh", "a", "i", "a", "b"]:
+        encode(clip, prompt)
+    # "a" was used again before "i" came, so "b" had to go.
+    assert clip.encoded == [*"abcdefghi", "b"]
+
+
+@pytest.fixture
+def places(bridge, monkeypatch, tmp_path):
+    """ComfyUI's folders of models, empty, and no hub cache."""
+    module = bridge("backbones")
+    kinds = {kind: tmp_path / kind for kind in ("echodistill", "clip_vision", "ipadapter")}
+    for kind, folder in kinds.items():
+        folder.mkdir()
+        monkeypatch.setitem(module.folder_paths.folder_names_and_paths, kind, ([str(folder)], set()))
+    monkeypatch.setattr(module, "cached_folder", lambda name: None)
+    return kinds
+
+
+def put(*path: Path | str) -> Path:
+    file = Path(*path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"")
+    return file
+
+
+def test_backbones_are_found_where_comfyui_keeps_them(bridge, places):
+    clip = put(places["clip_vision"], "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
+    projector = put(places["ipadapter"], "sd15", "ip-adapter_sd15.safetensors")
+    large = put(places["clip_vision"], "dinov2_vitl14.safetensors")
+    dino = put(places["echodistill"], "dino.safetensors")
+    (places["echodistill"] / "dinov2-small").mkdir()
+    found = bridge("backbones").find_backbones(["clip", "dinov2", "dino", "dinov2-small"])
+    assert (found["clip"].encoder, found["clip"].projector) == (clip, projector)
+    assert (found["dinov2"].encoder, found["dino"].encoder) == (large, dino)
+    assert found["dinov2-small"].encoder == places["echodistill"] / "dinov2-small"
+
+
+def test_all_backbones_that_are_missing_are_named_at_once(bridge, places):
+    put(places["clip_vision"], "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")  # its projector is nowhere
+    put(places["clip_vision"], "sigclip_vision_patch14_384.safetensors")
+    with pytest.raises(ValueError, match="backbones are missing") as caught:
+        bridge("backbones").find_backbones(["dino", "dinov2", "clip"])
+    message = str(caught.value)
+    for part in (
+        "(dino, 0.1 GB",
+        "(dinov2, 1.2 GB",
+        "(clip, 2.5 GB",
+        "download dino dinov2 clip",
+        str(places["ipadapter"]),
+    ):
+        assert part in message
+    assert "Nothing is downloaded unasked" in message
+
+
+def settings_of(bridge, **options):
+    core = __import__("pack.echodistill_core.settings", fromlist=["TrainSettings"])
+    return core.TrainSettings(class_noun="dog", **options)
+
+
+def test_too_little_memory_is_told_with_what_would_fit(bridge, monkeypatch):
+    memory = bridge("memory")
+    monkeypatch.setattr(memory.mm, "free_memory", lambda needed, device: None)
+    monkeypatch.setattr(memory.mm, "get_free_memory", lambda device: 3 * memory.GB)
+    with (
+        pytest.raises(ValueError, match="not enough memory") as caught,
+        memory.room_for(12 * memory.GB, torch.device("cuda"), settings_of(bridge)),
+    ):
+        pass
+    for part in ("12.0 GB", "3.0 GB free", "precision bf16 halves that", "dinov2-small"):
+        assert part in str(caught.value)
+
+
+def test_the_least_of_memory_is_weights_and_optimisers(bridge, tmp_path):
+    memory, load = bridge("memory"), __import__("pack.echodistill_core.perception.load", fromlist=["Place"])
+    (tmp_path / "a.safetensors").write_bytes(b"1234" * 10)
+    place = load.Place(tmp_path / "a.safetensors")
+    model = SimpleNamespace(model=torch.nn.Linear(9, 10))  # 100 numbers in float32
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    halves, whole = settings_of(bridge, precision="bf16"), settings_of(bridge)
+    assert memory.least_bytes([model], 5, [place], whole, gpu) == 400 + 40 + 5 * 16
+    assert memory.least_bytes([model], 5, [place], halves, gpu) == 200 + 20 + 5 * 16
+    # On a CPU the copies that were taken lie beside what was cast from them, unless they are the same.
+    assert memory.least_bytes([model], 5, [place], whole, cpu) == 400 + 40 + 5 * 16
+    assert memory.least_bytes([model], 5, [place], halves, cpu) == 400 + 200 + 20 + 5 * 16
+
+
+def test_out_of_memory_is_passed_on_with_a_word_on_the_node(bridge, monkeypatch):
+    """ComfyUI frees all models when it sees it, and the next prompt finds a working queue."""
+    training = bridge("training")
+    said = []
+    monkeypatch.setattr(training, "least_bytes", lambda *arguments: 0)
+    monkeypatch.setattr(training, "_learning", lambda *arguments: 0)
+    monkeypatch.setattr(training, "borrow_family", lambda models: (None, []))
+    monkeypatch.setattr(training, "say", lambda node, text: said.append(text))
+    models = SimpleNamespace(
+        student=None, teacher=None, clip=SimpleNamespace(patcher=None), vae=SimpleNamespace(patcher=None)
+    )
+    with (
+        pytest.raises(training.mm.OOM_EXCEPTION),
+        training.borrowed(models, settings_of(bridge), None, "1"),
+    ):
+        raise training.mm.OOM_EXCEPTION("out of memory")
+    assert "memory_mode low takes less" in said[-1]
+
+
+def test_settings_left_alone_are_not_chosen(bridge):
+    values = {
+        "augment": "auto",
+        "flip": "off",
+        "teacher_lr": -1,
+        "swd_weight": 0.0,
+        "lora_rank": 4,
+        "lr_decay": "cosine",
+    }
+    assert bridge("widgets").chosen(values) == {"flip": False, "swd_weight": 0.0, "lora_rank": 4, "lr_decay": "cosine"}
