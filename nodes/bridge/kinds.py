@@ -12,7 +12,7 @@ from ...echodistill_core.models.architectures import STABLE_DIFFUSION_NOISE, Arc
 from ...echodistill_core.models.checkpoint import read_checkpoint, schedule_of
 from ...echodistill_core.models.sources import ModelSources
 from .sockets import Models
-from .weights import UNET_PREFIX, network_tensors, once
+from .weights import UNET_PREFIX, embedding_table, network_tensors, once
 
 # ComfyUI computes its schedule in another order than diffusers; zero-SNR or shifted ones are farther away.
 SCHEDULE_TOLERANCE = 1e-4
@@ -32,7 +32,7 @@ def architecture_of(model: Any) -> Architecture:
 def sources_of(models: Models) -> ModelSources:
     """The core's name for these models, which decides recommended settings and where backbones are.
 
-    Raises InputError for a part that is missing, and for a student and a teacher that do not belong together.
+    Raises InputError for a part that is missing, and for a student, a teacher and a CLIP that do not belong together.
     """
     parts = {"student": models.student, "teacher": models.teacher, "CLIP": models.clip, "VAE": models.vae}
     for name, part in parts.items():
@@ -45,6 +45,12 @@ def sources_of(models: Models) -> ModelSources:
         raise InputError(
             f"the student is a {student.name} model and the teacher a {teacher.name} one; take both from one family: "
             "SD-Turbo with SD 2.1, or both outputs of Load Miniature."
+        )
+    width = embedding_table(models.clip).shape[1]
+    if width != student.text_width:
+        raise InputError(
+            f"the CLIP is {width} wide, but student and teacher ({student.name}) read text {student.text_width} wide; "
+            "connect the CLIP output of the teacher's or the student's own checkpoint."
         )
     return ModelSources(family="miniature" if student.name == "miniature" else "sd-turbo")
 

@@ -70,6 +70,12 @@ def text_prefix(clip: Any) -> str:
     return f"{clip_name(clip)}.transformer."
 
 
+def embedding_table(clip: Any) -> Tensor:
+    """The vocabulary's embeddings of a CLIP, (49408, width). Raises InputError as `clip_name` does."""
+    table: Tensor = getattr(clip.cond_stage_model, clip_name(clip)).transformer.get_input_embeddings().weight
+    return table
+
+
 # Hashing a text encoder takes most of a second, and a strength slider would pay it at every touch.
 _known: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 

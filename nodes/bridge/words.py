@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.models.text import add_placeholder, mean_rows
-from .weights import clip_name
+from .weights import clip_name, embedding_table
 
 WORDS = "echodistill_words"  # attribute of a tokenizer of ours: placeholder -> class noun
 ROWS = "echodistill_rows"  # the same: token id -> embedding
@@ -61,10 +61,8 @@ def known_words(clip: Any) -> Mapping[str, str]:
 
 def noun_rows(clip: Any, class_noun: str, count: int) -> Tensor:
     """What the placeholder began as in training: the mean embedding of the class noun, (count, width), float32."""
-    name = clip_name(clip)
-    ids = getattr(clip.tokenizer, name).tokenizer(class_noun)["input_ids"][1:-1]
-    embeddings = getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight
-    return mean_rows(embeddings, ids, count).cpu()
+    ids = getattr(clip.tokenizer, clip_name(clip)).tokenizer(class_noun)["input_ids"][1:-1]
+    return mean_rows(embedding_table(clip), ids, count).cpu()
 
 
 class _Expanding:

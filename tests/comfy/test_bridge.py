@@ -50,6 +50,22 @@ def test_a_part_that_is_missing_is_named(bridge, missing):
         bridge("kinds").sources_of(models)
 
 
+@pytest.mark.parametrize("name", ["SD2", "MINIATURE"])
+def test_a_clip_of_another_width_is_refused_before_anything_is_copied(bridge, monkeypatch, name):
+    """The miniature's own CLIP, 48 wide, with UNets of SD 2.x, which read 1024, and with its own."""
+    kinds = bridge("kinds")
+    architecture = getattr(__import__("pack.echodistill_core.models.architectures", fromlist=[name]), name)
+    monkeypatch.setattr(kinds, "architecture_of", lambda model: architecture)
+    models = bridge("sockets").Models(*bridge("miniature").load_miniature(None))
+    if name == "MINIATURE":
+        assert kinds.sources_of(models).family == "miniature"
+        return
+    with pytest.raises(
+        ValueError, match=r"the CLIP is 48 wide, but student and teacher \(SD 2.x\) read text 1024 wide"
+    ):
+        kinds.sources_of(models)
+
+
 class CountingClip:
     """A CLIP that counts what it encodes."""
 

@@ -17,15 +17,20 @@ from benchmarks import random_checkpoint as rc
 from benchmarks.architecture_jobs import adapt_and_sample
 from echodistill_core.adapter.apply import personalised
 from echodistill_core.adapter.file import read_adapter
+from echodistill_core.concept.photographs import load_photographs
+from echodistill_core.evaluation.metrics import PROTOCOLS
+from echodistill_core.evaluation.pictures import score_pictures
 from echodistill_core.models.architectures import SD2
 from echodistill_core.models.load import load_family
 from echodistill_core.perception.backbones import SPECS
+from echodistill_core.perception.load import Place
 from echodistill_core.sampling import denoise
 from echodistill_core.tensorfile import write_tensors
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("ECHODISTILL_FULL_SIZE"), reason="ECHODISTILL_FULL_SIZE is not set: it takes 12 GB"
 )
+TITLES = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
 PROMPT = "photo of a <new1> dog on the beach"
 
 
@@ -40,12 +45,19 @@ def full(tmp_path_factory, comfyui):
         del networks
     (models / "loras").mkdir(parents=True)
     adapt_and_sample(str(models / "checkpoints" / "student.safetensors"), str(models / "loras" / "full.safetensors"))
-    for seed, name in enumerate(("dino", "dinov2-small", "clip")):
+    # Where people keep them, CLIP ViT-H under the name that IP-Adapter's users know.
+    places = {
+        "dino": "echodistill/dino",
+        "dinov2-small": "echodistill/dinov2-small",
+        "clip-vit-b-32": "echodistill/clip-vit-b-32",
+        "clip": "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    }
+    for seed, (name, place) in enumerate(places.items()):
         spec = SPECS[name]
         with torch.device("meta"):
             empty = spec.build(spec.config)
         tensors = rc.random_tensors(empty.state_dict(), seed, torch.float16)
-        write_tensors(models / "echodistill" / f"{name}.safetensors", tensors, {})
+        write_tensors(models / f"{place}.safetensors", tensors, {})
     projector = SPECS["clip"].projector
     assert projector is not None
     width = projector["cross_attention_dim"]
@@ -57,6 +69,9 @@ def full(tmp_path_factory, comfyui):
     }
     path = models / "ipadapter" / "ip-adapter_sd15.safetensors"
     write_tensors(path, rc.random_tensors(shapes, 9, torch.float16), {})
+    (base / "input" / "dog").mkdir(parents=True)
+    for i in range(3):
+        Image.effect_noise((96, 96), 60 + i).convert("RGB").save(base / "input" / "dog" / f"{i}.png")
     return base
 
 
@@ -121,9 +136,6 @@ def test_one_iteration_of_training_at_64_pixels(full, serve):
     """With UNets in bf16, so that ComfyUI's own and the copies to train fit 24 GB side by side."""
     server = serve("--bf16-unet")
     info = server.get("object_info")
-    (full / "input" / "dog").mkdir()
-    for i in range(3):
-        Image.effect_noise((96, 96), 60 + i).convert("RGB").save(full / "input" / "dog" / f"{i}.png")
     graph = graphs.training(
         info,
         "dog",
@@ -153,3 +165,40 @@ def test_one_iteration_of_training_at_64_pixels(full, serve):
     assert all(bool(delta.isfinite().all()) for delta in adapter.deltas.values())
     assert any(float(delta.abs().max()) > 0 for delta in adapter.deltas.values())
     print(f"the server's memory after it: {server.memory() / 1e9:.1f} GB")
+
+
+def test_scores_by_dreambooths_protocol_are_the_cores(full, serve):
+    """And that of the paper, whose encoders are not there, says which are missing."""
+    server = serve()
+    info = server.get("object_info")
+
+    def scored(protocol):
+        return {
+            "concept": graphs.node(
+                "LoadReferenceImages", **{**graphs.unset(info, "LoadReferenceImages"), "folder": "dog"}
+            ),
+            "image": graphs.node("EmptyImage", width=96, height=96, batch_size=2, color=0x4080C0),
+            "score": graphs.node(
+                "ScoreEcho",
+                images=["image", 0],
+                concept=["concept", 0],
+                prompt="photo of a <new1> dog on the beach",
+                protocol=protocol,
+            ),
+        }
+
+    outcome = server.run(scored("dreambooth"), seconds=300)
+    assert not outcome.error
+    assert "backbones are missing" in server.run(scored("paper")).error
+    names = {"clip-vit-b-32", "dino"}
+    images = torch.tensor([0x40, 0x80, 0xC0]).reshape(1, 3, 1, 1).expand(2, 3, 96, 96) / 127.5 - 1
+    expected = score_pictures(
+        images,
+        load_photographs(full / "input" / "dog"),
+        "photo of a <new1> dog on the beach",
+        "<new1>",
+        PROTOCOLS["dreambooth"],
+        {name: Place(full / "models" / "echodistill" / f"{name}.safetensors") for name in names},
+    )
+    text = "\n".join(outcome.outputs["score"]["text"])
+    assert text.splitlines() == [f"{title} {expected[name]:.3f}" for name, title in TITLES.items()]
