@@ -8,6 +8,8 @@ from scipy.ndimage import convolve1d
 from scipy.stats import wasserstein_distance
 from skimage.color import rgb2lab
 
+import echodistill_core.losses.ms_swd as module
+from benchmarks.plain import plain_ms_swd, sliced_wasserstein
 from echodistill_core.errors import InputError
 from echodistill_core.losses.color import srgb_to_lab
 from echodistill_core.losses.ms_swd import (
@@ -16,7 +18,6 @@ from echodistill_core.losses.ms_swd import (
     ms_swd,
     project,
     random_projections,
-    sliced_wasserstein,
 )
 
 
@@ -137,6 +138,34 @@ def test_sliced_wasserstein_agrees_with_scipy():
         np.mean([wasserstein_distance(x, y) for x, y in zip(a[i].numpy(), b[i].numpy(), strict=True)]) for i in range(2)
     ]
     np.testing.assert_allclose(sliced_wasserstein(a, b).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [1, 3000, 2**23])
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
+def test_value_and_gradients_are_those_of_autograd_over_whole_maps(monkeypatch, wanted, at_once):
+    """However few projections are made at a time; upstream weighs the samples apart."""
+    monkeypatch.setattr(module, "_MAP_NUMBERS", at_once)
+    upstream = torch.tensor([0.3, -2.0], dtype=torch.float64)
+
+    def of(distance):
+        pair = [images(2, 3, 23, 30, seed=i).requires_grad_(want) for i, want in enumerate(wanted)]
+        value = distance(*pair, rng(5), 5, 7)
+        value.backward(upstream)
+        return value.detach(), *(x.grad for x in pair)
+
+    actual, expected = of(ms_swd), of(plain_ms_swd)
+    for own, reference, want in zip(actual, expected, (True, *wanted), strict=True):
+        assert (own is not None) == want
+        if want:
+            torch.testing.assert_close(own, reference, rtol=1e-9, atol=1e-12)
+
+
+def test_no_map_of_projections_is_kept_for_the_backward_pass():
+    kept = []
+    a, b = images(1, 3, 32, 32, seed=1).requires_grad_(), images(1, 3, 32, 32, seed=2)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        ms_swd(a, b, rng(), projections=64)
+    assert max(kept) < 64 * 32 * 32
 
 
 # --- Where a patch lies does not matter -----------------------------------------------------------

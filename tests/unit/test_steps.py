@@ -7,17 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import nn
-from torch.func import functional_call
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import DDPMScheduler
 
+from benchmarks.plain import Plain
 from echodistill_core.concept.images import square_images
 from echodistill_core.concept.photographs import load_photographs
 from echodistill_core.losses.ms_swd import ms_swd
 from echodistill_core.models.architectures import TINY
 from echodistill_core.models.tiny import tiny_checkpoint
-from echodistill_core.perception.backbones import TINY_SPECS
 from echodistill_core.perception.load import load_backbones
 from echodistill_core.settings import TrainSettings
 from echodistill_core.training import steps
@@ -506,142 +503,21 @@ def test_presets_reach_the_steps(tiny_state, draw_batch, preset):
 # --- by hand --------------------------------------------------------------------------------------
 
 
-class ByHand:
-    """Two iterations of Algorithm 1 in plain torch, diffusers and transformers, as method and settings describe them.
-
-    Of the package it takes random weights, batches and MS-SWD, which have tests of their own.
-    """
-
-    def __init__(self, settings, ids_of):
-        self.s, self.ids_of = settings, ids_of
-        checkpoints = {role: tiny_checkpoint(role) for role in ("teacher", "student")}
-        self.unets, self.kv = {}, {}
-        for role, checkpoint in checkpoints.items():
-            unet = UNet2DConditionModel(**TINY.unet).eval().requires_grad_(False)
-            unet.load_state_dict(checkpoint["unet"])
-            self.unets[role] = unet
-            matrices = {n: p for n, p in unet.named_parameters() if "attn2.to_k" in n or "attn2.to_v" in n}
-            self.names, self.kv[role] = list(matrices), [p.requires_grad_(True) for p in matrices.values()]
-        self.vae = AutoencoderKL(**TINY.vae).eval().requires_grad_(False)
-        self.vae.load_state_dict(checkpoints["student"]["vae"])
-        self.text_model = CLIPTextModel(CLIPTextConfig(**TINY.text_encoder)).eval().requires_grad_(False)
-        self.text_model.load_state_dict(checkpoints["teacher"]["text_encoder"])
-        table = self.text_model.get_input_embeddings().weight
-        self.table_name = next(n for n, p in self.text_model.named_parameters() if p is table)
-        dog = self.ids_of("dog")[1]  # after the start token; one token
-        self.row = nn.Parameter(table[dog].clone()[None])
-        self.ddpm = {
-            "teacher": DDPMScheduler(**TINY.scheduler, prediction_type="v_prediction"),
-            "student": DDPMScheduler(**TINY.scheduler),
-        }
-        self.backbones = load_backbones({"dino": "dino", "dinov2": "dinov2", "clip": "clip"}, "tiny")
-        self.data = torch.Generator().manual_seed(settings.seed + 1)
-        self.noise = torch.Generator().manual_seed(settings.seed + 2)
-
-    def start(self, heads):
-        self.heads = {
-            role: nn.Sequential(nn.Linear(head.hidden.in_features, 512), nn.ReLU(), nn.Linear(512, 2))
-            for role, head in heads.items()
-        }
-        for role, head in heads.items():
-            weights = (head.hidden.weight, head.hidden.bias, head.output.weight, head.output.bias)
-            for own, given in zip(self.heads[role].parameters(), weights, strict=True):
-                own.data = given.detach().clone()
-        adamw = {"betas": (0.9, 0.999), "weight_decay": 1e-2}
-        critics = [p for head in self.heads.values() for p in head.parameters()]
-        self.optimizers = {
-            "teacher": torch.optim.AdamW([*self.kv["teacher"], self.row], lr=1e-5, **adamw),
-            "student": torch.optim.AdamW(self.kv["student"], lr=2e-5, **adamw),
-            "critics": torch.optim.AdamW(critics, lr=1e-4, **adamw),
-        }
-
-    def text(self, prompts):
-        ids = torch.tensor([self.ids_of(p) for p in prompts])
-        table = torch.cat([self.text_model.get_input_embeddings().weight, self.row])
-        return functional_call(self.text_model, {self.table_name: table}, (ids,)).last_hidden_state
-
-    def decode(self, z):
-        return self.vae.decode(z / 0.18215).sample
-
-    def look(self, role, x):
-        x = F.interpolate(x, size=(TINY_SPECS[role].size,) * 2, mode="bicubic", antialias=True)
-        backbone = self.backbones[role]
-        if role == "clip":
-            return backbone.projector(backbone.encoder(x).image_embeds).flatten(1)
-        return backbone.encoder(x).last_hidden_state[:, 0]
-
-    def step(self, name, parameters, loss, clip):
-        self.optimizers[name].zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-        self.optimizers[name].step()
-        return norm
-
-    def iterate(self, batch):
-        losses, count = {}, len(batch.pixels)
-        # 1. The teacher.
-        with torch.no_grad():
-            posterior = self.vae.encode(batch.pixels).latent_dist
-            drawn = torch.randn(posterior.mean.shape, generator=self.data)
-            z = 0.18215 * (posterior.mean + posterior.std * drawn)
-        noise = torch.randn(z.shape, generator=self.noise)
-        t = torch.randint(1000, (count,), generator=self.noise)
-        zt, target = self.ddpm["teacher"].add_noise(z, noise, t), self.ddpm["teacher"].get_velocity(z, noise, t)
-        out = self.unets["teacher"](zt, t, encoder_hidden_states=self.text(batch.prompts)).sample
-        per_image = []
-        for i in range(count):
-            valid = batch.mask[i, 0].bool()
-            per_image.append((out[i] - target[i])[:, valid].pow(2).mean())
-        losses["teacher"] = torch.stack(per_image).mean()
-        norm = self.step("teacher", [*self.kv["teacher"], self.row], losses["teacher"], 1.0)
-        losses["teacher_gradient"] = norm
-        # 2. The student.
-        text = self.text(batch.student_prompts).detach()
-        n = torch.randn(z.shape, generator=self.noise)
-        abar = self.ddpm["student"].alphas_cumprod
-        eps = self.unets["student"](n, 999, encoder_hidden_states=text).sample
-        z_st = (n - (1 - abar[999]).sqrt() * eps) / abar[999].sqrt()
-        x_st = self.decode(z_st)
-        features = {role: self.look(role, x_st) for role in ("dino", "dinov2", "clip")}
-        with torch.no_grad():
-            t = torch.randint(1000, (count,), generator=self.noise)
-            zt = self.ddpm["teacher"].add_noise(z_st, n, t)
-            empty = self.text([""] * count)
-            u, c = (self.unets["teacher"](zt, t, encoder_hidden_states=y).sample for y in (empty, text))
-            v, signal = u + 7.5 * (c - u), abar[t].reshape(-1, 1, 1, 1)
-            z_tc = signal.sqrt() * zt - (1 - signal).sqrt() * v
-            x_tc = self.decode(z_tc)
-            clip = self.look("clip", x_tc)
-        tokens_st, tokens_tc = features["clip"].reshape(count, 4, -1), clip.reshape(count, 4, -1)
-        cosine = (tokens_st * tokens_tc).sum(-1) / (tokens_st.norm(dim=-1) * tokens_tc.norm(dim=-1))
-        terms = {
-            "identity": 1 - cosine.mean(1),
-            "mse": (z_st - z_tc).pow(2).flatten(1).mean(1),
-            "swd": ms_swd(x_st, x_tc, self.noise, levels=5, projections=self.s.swd_projections),
-        }
-        losses |= {name: value.mean() for name, value in terms.items()}
-        losses["alignment"] = (abar[t] * (terms["identity"] + terms["mse"] + 0.1 * terms["swd"])).mean()
-        total = losses["alignment"]
-        for role, head in self.heads.items():
-            losses[f"fool_{role}"] = -head(features[role]).log_softmax(1)[:, 1].mean()
-            total = total + losses[f"fool_{role}"]
-        losses["student_gradient"] = self.step("student", self.kv["student"], total, 1.0)
-        # 3. The critics.
-        loss = 0
-        for role, head in self.heads.items():
-            real = head(self.look(role, batch.real)).log_softmax(1)[:, 1]
-            fake = head(features[role].detach()).log_softmax(1)[:, 0]
-            losses[f"critic_{role}"] = -(real.mean() + fake.mean()) / 2
-            loss = loss + losses[f"critic_{role}"]
-        critics = [p for head in self.heads.values() for p in head.parameters()]
-        losses["critic_gradient"] = self.step("critics", critics, loss, float("inf"))
-        return {name: value.detach() for name, value in losses.items()}
+def plain_of(state):
+    """benchmarks.plain on the tiny family's weights, with the state's critics to start from."""
+    return Plain(
+        state.settings,
+        TINY,
+        {role: tiny_checkpoint(role) for role in ("teacher", "student")},
+        load_backbones({"dino": "dino", "dinov2": "dinov2", "clip": "clip"}, "tiny"),
+        lambda prompt: state.family.text.tokenize([prompt])[0].tolist(),
+        state.critics,
+    )
 
 
 def test_two_iterations_are_those_done_by_hand(tiny_state, photographs):
     state = tiny_state(batch_size=2, seed=4)
-    by_hand = ByHand(state.settings, lambda prompt: state.family.text.tokenize([prompt])[0].tolist())
-    by_hand.start(state.critics)
+    by_hand = plain_of(state)
     images = square_images(load_photographs(photographs), 64, "center")
     sources = [TrainingImages(images, TrainSettings(class_noun="dog", seed=4), 8) for _ in range(2)]
     torch.testing.assert_close(state.rows["teacher"].data, by_hand.row.data)
