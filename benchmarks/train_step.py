@@ -1,0 +1,202 @@
+"""What does one iteration of training cost, whole and by its parts, against the method read literally?
+
+    python -m benchmarks.train_step [--scale tiny|full] [--device cpu|cuda] [--modes paper ...] [--out FILE.json]
+
+The plain version (benchmarks/plain: float32, eager, nothing reused) and every mode run one after the other in this
+process; the modes in bf16 on a GPU, unless --precision says otherwise. With --out an interrupted run goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from echodistill_core.diffusion import timesteps_like
+from echodistill_core.errors import EchoDistillError
+from echodistill_core.losses.ms_swd import ms_swd
+from echodistill_core.training.state import DTYPES, TrainState
+from echodistill_core.training.steps import critic_step, look, student_step, teacher_step
+
+from .measure import Cost, Figures, Work, cost, device_name, matrix_ceiling, table
+from .workbench import Workbench
+
+PLAIN = "plain"
+MODES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "tuned": {"preset": "tuned"},
+    "low": {"gradient_checkpointing": True},
+}
+
+
+def iteration(state: TrainState, bench: Workbench) -> Work:
+    """One iteration with its drawing of a batch, as the loop has it."""
+
+    def work() -> None:
+        batch = bench.batch(state.settings, state.generators["data"], state.step)
+        teacher_step(state, batch)
+        _, made = student_step(state, batch)
+        critic_step(state, batch, made)
+        state.step += 1  # so that critics have their turns
+
+    return work
+
+
+def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
+    """The pieces of an iteration, each by itself with its backward pass; their sum is about the whole."""
+    s, family, student = state.settings, state.family, state.family.student
+    batch = bench.batch(s, torch.Generator().manual_seed(0))
+    assert family.teacher is not None
+    teacher = family.teacher
+    with torch.no_grad(), state.autocast():
+        z = family.encode(batch.pixels)
+        text = state.text(batch.prompts, "student")
+        both = torch.cat([state.unconditional(len(z)), text])
+    t = timesteps_like(student.schedule.timesteps - 1, z)
+
+    def back(made: Callable[[], Tensor], to: Sequence[Tensor]) -> Work:
+        def work() -> None:
+            with state.autocast():
+                out = made()
+            out.sum().backward(inputs=to)
+            for tensor in to:
+                tensor.grad = None
+
+        return work
+
+    def silent(made: Callable[[], object]) -> Work:
+        def work() -> None:
+            with torch.no_grad(), state.autocast():
+                made()
+
+        return work
+
+    images = batch.real.clone().requires_grad_()
+    latents = z.clone().requires_grad_()
+    found: dict[str, Work] = {
+        "batch": lambda: bench.batch(s, state.generators["data"]),
+        "text": back(lambda: state.text(batch.prompts, "teacher"), [state.rows["teacher"]]),
+        "encode": silent(lambda: family.encode(batch.pixels, state.generators["data"])),
+        "teacher": back(lambda: teacher.predict(z, t, text), list(state.weights["teacher"].parameters.values())),
+        "student": back(lambda: student.predict(z, t, text), list(state.weights["student"].parameters.values())),
+        "decode": back(lambda: family.decode(latents), [latents]),
+        "guided teacher": silent(lambda: teacher.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both)),
+        "decode of it": silent(lambda: family.decode(z)),
+        "identity of it": silent(lambda: look(state, "clip", batch.real)),
+        "MS-SWD": back(
+            lambda: ms_swd(
+                images,
+                batch.pixels.flip(0),
+                state.generators["noise"],
+                levels=s.swd_levels,
+                projections=s.swd_projections,
+            ),
+            [images],
+        ),
+    }
+    for role in s.critic_weights:
+        found[f"{role} critic"] = back(lambda role=role: look(state, role, images), [images])  # type: ignore[misc]
+        found[f"{role} of photographs"] = silent(lambda role=role: look(state, role, batch.real))  # type: ignore[misc]
+
+    def optimise() -> None:
+        for optimizer in state.optimizers.values():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    found["optimisers"] = optimise
+    return found
+
+
+def measure(bench: Workbench, figures: Figures, modes: Sequence[str], precision: str) -> None:
+    """Every mode that is not in the figures yet."""
+    device = bench.device
+    for name in {"fp32", precision}:
+        figures.cell(f"ceiling {name}", partial(matrix_ceiling, device, DTYPES[name]))
+    figures.cell(PLAIN, lambda: _plain(bench))
+    for mode in modes:
+        _free()
+        state = bench.state(bench.settings(precision=precision, **MODES[mode]))
+        figures.cell(mode, partial(cost, iteration(state, bench), device))
+        for name, work in parts(state, bench).items():
+            figures.cell(f"{mode}: {name}", partial(cost, work, device))
+        del state
+
+
+def _plain(bench: Workbench) -> Cost:
+    start = bench.state(bench.settings())
+    peer = bench.plain(start)
+    return cost(lambda: peer.iterate(bench.batch(start.settings, peer.data)), bench.device)
+
+
+def report(figures: Figures, modes: Sequence[str], precision: str) -> str:
+    """Two tables: the modes against the plain version, and the parts of each."""
+    cells = figures.record["cells"]
+    rows = []
+    for mode in (PLAIN, *modes):
+        cell = cells[mode]
+        ceiling = cells["ceiling fp32" if mode == PLAIN else f"ceiling {precision}"]
+        rows.append(
+            [
+                mode,
+                f"{cell['seconds'] * 1e3:.1f}",
+                f"{cell['fastest'] * 1e3:.1f}-{cell['slowest'] * 1e3:.1f}",
+                f"{cells[PLAIN]['seconds'] / cell['seconds']:.2f}",
+                "-" if cell["peak"] is None else f"{cell['peak'] / 2**30:.2f}",
+                f"{cell['flop'] / 1e12:.3f}",
+                f"{cell['flop'] / cell['seconds'] / ceiling:.0%}",
+            ]
+        )
+    whole = table(["iteration", "ms", "range", "faster", "peak GiB", "TFLOP", "of ceiling"], rows)
+    names = [name.split(": ", 1)[1] for name in cells if name.startswith(f"{modes[0]}: ")]
+    split = table(
+        ["part, ms", *modes],
+        [[name, *(f"{cells[f'{mode}: {name}']['seconds'] * 1e3:.1f}" for mode in modes)] for name in names],
+    )
+    return f"{whole}\n\n{split}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--scale", choices=["tiny", "full"], default="tiny")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--precision", choices=list(DTYPES), help="bf16 on a GPU and fp32 elsewhere unless given")
+    parser.add_argument("--resolution", type=int, default=0, help="pixels; 0 takes the family's own")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args(arguments)
+    device = torch.device(given.device)
+    precision = given.precision or ("bf16" if device.type == "cuda" else "fp32")
+    try:
+        settings = {"scale": given.scale, "resolution": given.resolution, "precision": precision}
+        figures = Figures(given.out, "train_step", device, settings)
+        measure(Workbench(given.scale, device, given.resolution), figures, given.modes, precision)
+    except EchoDistillError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(
+        f"{device_name(device)}, torch {torch.__version__}, {given.scale} scale, {precision}, {figures.record['date']}"
+    )
+    print(report(figures, given.modes, precision))
+    return 0
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

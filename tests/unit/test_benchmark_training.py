@@ -1,0 +1,52 @@
+"""The benchmark of a training iteration in small: it covers the iteration, and goes on where it stopped."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import measure, train_step
+
+
+@pytest.fixture
+def once(monkeypatch):
+    """Every piece of work twice: figures without a meaning, in little time."""
+    given = measure.cost
+    monkeypatch.setattr(train_step, "cost", lambda work, device: given(work, device, 1, 1))
+    monkeypatch.setattr(train_step, "matrix_ceiling", lambda device, dtype: measure.matrix_ceiling(device, dtype, 64))
+
+
+def test_parts_make_up_the_iteration_and_a_second_run_measures_nothing(once, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "figures.json"
+    command = ["--modes", "paper", "--out", str(out)]
+    assert train_step.main(command) == 0
+    printed = capsys.readouterr().out
+    cells = json.loads(out.read_text(encoding="utf-8"))["cells"]
+
+    whole = cells["paper"]["flop"]
+    # Each part once, but for the text: the teacher's, the student's, and what the alignment reads, without gradients.
+    split = sum(cell["flop"] for name, cell in cells.items() if name.startswith("paper: "))
+    assert split == pytest.approx(whole, rel=0.05)
+    # Nothing is reused there: each critic looks once more at the student's image, and CLIP a third time.
+    again = [cells[f"paper: {role} of photographs"]["flop"] for role in ("dino", "dinov2", "clip", "clip")]
+    assert cells["plain"]["flop"] - whole >= sum(again)
+
+    monkeypatch.setattr(train_step, "cost", lambda *arguments: pytest.fail("it was measured already"))
+    assert train_step.main(command) == 0
+    assert capsys.readouterr().out == printed
+    assert train_step.main([*command, "--resolution", "128"]) == 1
+    assert "give another --out" in capsys.readouterr().err
+
+
+def test_operations_are_counted_as_they_are_by_hand():
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    found = measure.cost(lambda: a @ b, torch.device("cpu"), 1, 3)
+    assert found.flop == 2 * 3 * 5 * 7
+    assert found.fastest <= found.seconds <= found.slowest
+    assert found.used(1e9) == pytest.approx(found.flop / found.seconds / 1e9)
+
+
+def test_a_table_lines_up():
+    assert measure.table(["what", "ms"], [["a", 1], ["longer", 100]]) == (
+        "what     ms\n-----------\na         1\nlonger  100"
+    )
