@@ -71,6 +71,12 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype, side: int = 0) -> f
     return 2 * side**3 / cost(lambda: a @ b, device, repeats=20).fastest
 
 
+def now(device: torch.device) -> int | None:
+    """Bytes in use at present: a GPU's allocator, or resident memory; None where the system does not tell."""
+    _wait(device)
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else memory().now
+
+
 def device_name(device: torch.device) -> str:
     """The device in words."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(describe()["cpu"])

@@ -185,9 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EchoDistillError as error:
         print(error, file=sys.stderr)
         return 1
-    print(
-        f"{device_name(device)}, torch {torch.__version__}, {given.scale} scale, {precision}, {figures.record['date']}"
-    )
+    print(f"{device_name(device)}, {given.scale} scale, {precision}, {figures.record['date']}")
     print(report(figures, given.modes, precision))
     return 0
 

@@ -6,6 +6,7 @@ import graphs
 import pytest
 import torch
 
+from benchmarks import sample
 from echodistill_core.models.open import open_family
 from echodistill_core.models.sources import ModelSources
 from echodistill_core.sampling import denoise
@@ -96,3 +97,10 @@ def test_a_new_seed_runs_the_sampling_node_alone(server, info):
 )
 def test_what_draws_nothing_is_refused(server, info, options, words):
     assert words in server.run(ours(info, "no", **options)).error
+
+
+def test_what_a_prompt_costs_beside_the_model_can_be_told(server, monkeypatch):
+    monkeypatch.setattr(sample, "REPEATS", 1)
+    found = sample.comfyui_overhead(f"http://127.0.0.1:{server.port}")
+    assert 0 < found["node"] < found["whole"]
+    assert found["difference"] == pytest.approx(found["whole"] - found["node"])

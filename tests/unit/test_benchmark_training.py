@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import measure, train_step
+from benchmarks import measure, memory, scaling, train_step
 
 
 @pytest.fixture
@@ -50,3 +50,29 @@ def test_a_table_lines_up():
     assert measure.table(["what", "ms"], [["a", 1], ["longer", 100]]) == (
         "what     ms\n-----------\na         1\nlonger  100"
     )
+
+
+def test_memory_of_a_mode_is_told(capsys):
+    assert memory.main(["--modes", "low"], isolated=False) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[0] == "low"
+    assert 0 < float(row[1]) <= float(row[2])
+
+
+def test_every_axis_of_scaling_is_measured(once, monkeypatch, capsys):
+    """Twice the images are twice the counted work, more photographs none, and each adapter a bit more of sampling."""
+    monkeypatch.setattr(scaling, "cost", lambda work, device: measure.cost(work, device, 1, 1))
+    for name in ("ITERATIONS", "PHOTOGRAPHS", "BATCHES", "ADAPTERS"):
+        monkeypatch.setattr(scaling, name, (1, 2))
+    monkeypatch.setitem(scaling.SIDES, "tiny", (32, 64))
+    kept = []
+    monkeypatch.setattr(scaling, "report", lambda figures, *rest: kept.append(figures.record["cells"]) or "")
+    assert scaling.main([]) == 0
+    (cells,) = kept
+    assert set(cells) == {f"{axis} {n}" for axis in scaling.AXES if axis != "resolution" for n in (1, 2)} | {
+        "resolution 32",
+        "resolution 64",
+    }
+    assert cells["batch 2"]["flop"] == pytest.approx(2 * cells["batch 1"]["flop"], rel=0.02)
+    assert cells["photographs 2"]["flop"] == cells["photographs 1"]["flop"]
+    assert cells["resolution 64"]["flop"] > 2 * cells["resolution 32"]["flop"]

@@ -1,0 +1,47 @@
+"""The benchmark of sampling in small: diffusers and the package draw the same picture, and every way is timed."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from benchmarks import measure, sample
+from benchmarks.workbench import Workbench
+from echodistill_core.sampling import draw_noise
+
+
+def test_what_is_timed_is_the_same_picture(monkeypatch):
+    """diffusers begins from noise of deviation 0.9977, since it scales by (sigma^2 + 1)^-1/2; given that, it agrees."""
+    bench = Workbench("tiny", torch.device("cpu"))
+    family = bench.family()
+    sigma = float((1 / family.student.schedule.alphas_cumprod[-1] - 1).sqrt())
+    scaled = draw_noise(family, 2, 64, 64, 0) * sigma / (sigma**2 + 1) ** 0.5
+    monkeypatch.setattr(sample, "draw_noise", lambda *arguments: scaled)
+    ways = sample.ways(family, AutoencoderTiny(latent_channels=4), 2)
+    peer = sample.pipeline(family)
+    latents = draw_noise(family, 2, 64, 64, 0)
+    drawn = peer(
+        [sample.PROMPT] * 2,
+        num_inference_steps=1,
+        guidance_scale=0.0,
+        height=64,
+        width=64,
+        latents=latents,
+        output_type="pt",
+    ).images
+    ours = (ways["ours"]() / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(ours, drawn, rtol=1e-3, atol=1e-3)
+    assert torch.equal(ways["ours"](), ways["ours, prompt kept"]())
+    assert drawn.std() > 0.01
+
+
+def test_every_way_is_timed_for_every_batch(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sample, "cost", lambda work, device: measure.cost(work, device, 1, 1))
+    out = tmp_path / "figures.json"
+    assert sample.main(["--batches", "1", "2", "--out", str(out)]) == 0
+    cells = json.loads(out.read_text(encoding="utf-8"))["cells"]
+    assert "pictures/s" in capsys.readouterr().out
+    names = ("diffusers", "ours", "ours, prompt kept", "ours, TAESD")
+    assert list(cells) == [f"{count}: {name}" for count in (1, 2) for name in names]
+    assert cells["2: ours"]["flop"] == pytest.approx(2 * cells["1: ours, prompt kept"]["flop"], rel=0.1)
