@@ -39,9 +39,10 @@ class Cost:
     peak: int | None
     flop: int
 
-    def used(self, ceiling: float) -> float:
-        """The share of this many operations a second that the counted ones come to."""
-        return self.flop / self.seconds / ceiling
+    def each(self, count: int) -> Cost:
+        """Of one of `count` equal pieces that were measured together."""
+        times = (self.seconds / count, self.fastest / count, self.slowest / count)
+        return Cost(*times, self.peak, self.flop // count)
 
 
 def cost(work: Work, device: torch.device, warm_up: int = WARM_UP, repeats: int = REPEATS) -> Cost:

@@ -127,10 +127,21 @@ def measure(bench: Workbench, figures: Figures, modes: Sequence[str], precision:
     for mode in modes:
         _free()
         state = bench.state(bench.settings(precision=precision, **MODES[mode]))
-        figures.cell(mode, partial(cost, iteration(state, bench), device))
+        figures.cell(mode, partial(_cycle, state, bench))
         for name, work in parts(state, bench).items():
             figures.cell(f"{mode}: {name}", partial(cost, work, device))
         del state
+
+
+def _cycle(state: TrainState, bench: Workbench) -> Cost:
+    """An iteration's share of a whole cycle of the critics' turns."""
+    work, count = iteration(state, bench), state.settings.critic_every
+
+    def cycle() -> None:
+        for _ in range(count):
+            work()
+
+    return cost(cycle, bench.device).each(count)
 
 
 def _plain(bench: Workbench) -> Cost:
