@@ -61,19 +61,17 @@ def test_memory_of_a_mode_is_told(capsys):
 
 
 def test_every_axis_of_scaling_is_measured(once, monkeypatch, capsys):
-    """Twice the images are twice the counted work, more photographs none, and each adapter a bit more of sampling."""
+    """Twice the images are twice the counted work, and more photographs none."""
     monkeypatch.setattr(scaling, "cost", lambda work, device: measure.cost(work, device, 1, 1))
-    for name in ("ITERATIONS", "PHOTOGRAPHS", "BATCHES", "ADAPTERS"):
-        monkeypatch.setattr(scaling, name, (1, 2))
+    for name, values in (("ITERATIONS", (1,)), ("PHOTOGRAPHS", (1, 2)), ("BATCHES", (1, 2)), ("ADAPTERS", (2,))):
+        monkeypatch.setattr(scaling, name, values)
     monkeypatch.setitem(scaling.SIDES, "tiny", (32, 64))
     kept = []
     monkeypatch.setattr(scaling, "report", lambda figures, *rest: kept.append(figures.record["cells"]) or "")
     assert scaling.main([]) == 0
     (cells,) = kept
-    assert set(cells) == {f"{axis} {n}" for axis in scaling.AXES if axis != "resolution" for n in (1, 2)} | {
-        "resolution 32",
-        "resolution 64",
-    }
+    values = {"iterations": (1,), "photographs": (1, 2), "batch": (1, 2), "resolution": (32, 64), "adapters": (2,)}
+    assert set(cells) == {f"{axis} {n}" for axis, measured in values.items() for n in measured}
     assert cells["batch 2"]["flop"] == pytest.approx(2 * cells["batch 1"]["flop"], rel=0.02)
     assert cells["photographs 2"]["flop"] == cells["photographs 1"]["flop"]
     assert cells["resolution 64"]["flop"] > 2 * cells["resolution 32"]["flop"]

@@ -360,7 +360,9 @@ def test_bf16_agrees_with_fp32_within_its_rounding(tiny_state, draw_batch):
     # bf16 keeps 8 bits (0.4 %), and a loss sums many layers' rounding; norms of gradients go through all of them twice.
     for name in a:
         tolerance = 0.1 if name.endswith("_gradient") else 0.05
-        assert b[name].item() == pytest.approx(a[name].item(), rel=tolerance), name
+        # Features that turn by 2 % change 1 - cosine by 2e-4, which is much of it where both images are nearly alike.
+        absolute = 4e-4 if name == "identity" else None
+        assert b[name].item() == pytest.approx(a[name].item(), rel=tolerance, abs=absolute), name
     assert any(a[n].item() != b[n].item() for n in a)
 
 
