@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from echodistill_core.errors import InputError
 from echodistill_core.files import write_json
@@ -47,7 +47,7 @@ class Cost:
 
 def cost(work: Work, device: torch.device, warm_up: int = WARM_UP, repeats: int = REPEATS) -> Cost:
     """Measure a piece of work that can be repeated. It is counted once, apart from the timing."""
-    with FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         work()
     for _ in range(warm_up - 1):
         work()
@@ -60,6 +60,16 @@ def cost(work: Work, device: torch.device, warm_up: int = WARM_UP, repeats: int 
         _wait(device)
         times.append(time.perf_counter() - begun)
     return Cost(statistics.median(times), min(times), max(times), _peak(device), counter.get_total_flops())
+
+
+def counting() -> FlopCounterMode:
+    """A counter of floating-point operations, the CPU's kernel for attention included, which torch's leaves out."""
+    aten = torch.ops.aten
+    own = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flop,
+    }
+    return FlopCounterMode(display=False, custom_mapping=own)
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype, side: int = 0) -> float:
@@ -128,6 +138,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         drawn.append("  ".join([first.ljust(widths[0]), *right]))
     return "\n".join([drawn[0], "-" * len(drawn[0]), *drawn[1:]])
+
+
+def _attention_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flop(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
 def _wait(device: torch.device) -> None:

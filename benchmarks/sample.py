@@ -3,8 +3,9 @@
     python -m benchmarks.sample [--scale tiny|full] [--device cpu|cuda] [--batches 1 8 32] [--out FILE.json]
     python -m benchmarks.sample --comfyui http://127.0.0.1:8188     a prompt of the miniature in a running ComfyUI
 
-Each batch size is timed with the prompt's text encoded anew and kept, with the family's VAE and with a decoder of
-TAESD's architecture (diffusers' AutoencoderTiny, random weights), in one process.
+Then how long it takes from an adapter's file to the first picture with it. Each batch size is timed with the prompt's
+text encoded anew and kept, with the family's VAE and with a decoder of TAESD's architecture (diffusers'
+AutoencoderTiny, random weights), in one process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
@@ -25,9 +27,12 @@ import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionPipeline
 from torch import Tensor
 
+from echodistill_core.adapter.apply import personalised
+from echodistill_core.adapter.file import read_adapter, write_adapter
 from echodistill_core.errors import EchoDistillError
 from echodistill_core.models.family import Family
-from echodistill_core.sampling import denoise, draw_noise
+from echodistill_core.sampling import denoise, draw_noise, sample
+from echodistill_core.training.loop import adapters_of
 
 from .measure import REPEATS, WARM_UP, Figures, Work, cost, device_name, table
 from .workbench import Workbench
@@ -103,16 +108,52 @@ def measure(bench: Workbench, figures: Figures, batches: Sequence[int], dtype: t
             figures.cell(f"{count}: {name}", partial(cost, work, bench.device))
 
 
+def first_picture(bench: Workbench, dtype: torch.dtype) -> dict[str, float]:
+    """Milliseconds from an adapter's file to the first picture with it, on a model that is warm: read, put on, sampled.
+
+    first: of a word that is new to this process. again: with another adapter of the same word, the median.
+    plain: the picture alone.
+    """
+    state = bench.state(bench.settings(device="cpu"))
+    adapter = adapters_of(state, "distil", 0)["student"]
+    state.family.restore()
+    family = bench.family().to(bench.device, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "adapter.safetensors"
+        write_adapter(path, adapter, bench.architecture)
+
+        def wear() -> None:
+            with personalised(family, [read_adapter(path)]) as model:
+                sample(model, [f"photo of a {adapter.placeholder} dog"])
+
+        def alone() -> None:
+            with personalised(family) as model:
+                sample(model, [PROMPT])
+
+        plain = cost(alone, bench.device).seconds
+        begun = time.perf_counter()
+        wear()
+        first = time.perf_counter() - begun  # `sample` brings the picture to the CPU, and so waits
+        again = cost(wear, bench.device, 1).seconds
+    return {"plain": plain * 1e3, "first": first * 1e3, "again": again * 1e3}
+
+
 def report(figures: Figures, batches: Sequence[int]) -> str:
     """Milliseconds a batch and pictures a second."""
     cells = figures.record["cells"]
-    names = list(dict.fromkeys(name.split(": ", 1)[1] for name in cells))
+    names = list(dict.fromkeys(name.split(": ", 1)[1] for name in cells if ": " in name))
     milliseconds = [
         [name, *(f"{cells[f'{count}: {name}']['seconds'] * 1e3:.1f}" for count in batches)] for name in names
     ]
     rates = [[name, *(f"{count / cells[f'{count}: {name}']['seconds']:.1f}" for count in batches)] for name in names]
     header = [str(count) for count in batches]
-    return f"{table(['ms by batch', *header], milliseconds)}\n\n{table(['pictures/s', *header], rates)}"
+    adapter = [[name, f"{value:.1f}"] for name, value in cells["adapter"].items()]
+    tables = (
+        table(["ms by batch", *header], milliseconds),
+        table(["pictures/s", *header], rates),
+        table(["adapter to picture", "ms"], adapter),
+    )
+    return "\n\n".join(tables)
 
 
 def comfyui_overhead(server: str) -> dict[str, float]:
@@ -182,7 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
         figures = Figures(given.out, "sample", device, {"scale": given.scale})
-        measure(Workbench(given.scale, device), figures, given.batches, dtype)
+        bench = Workbench(given.scale, device)
+        measure(bench, figures, given.batches, dtype)
+        figures.cell("adapter", lambda: first_picture(bench, dtype))
     except EchoDistillError as error:
         print(error, file=sys.stderr)
         return 1

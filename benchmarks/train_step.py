@@ -23,8 +23,9 @@ from torch import Tensor
 from echodistill_core.diffusion import timesteps_like
 from echodistill_core.errors import EchoDistillError
 from echodistill_core.losses.ms_swd import ms_swd
+from echodistill_core.training.one_step import look
 from echodistill_core.training.state import DTYPES, TrainState
-from echodistill_core.training.steps import critic_step, look, student_step, teacher_step
+from echodistill_core.training.steps import critic_step, student_step, teacher_step
 
 from .measure import Cost, Figures, Work, cost, device_name, matrix_ceiling, table
 from .workbench import Workbench
@@ -33,7 +34,7 @@ PLAIN = "plain"
 MODES: dict[str, dict[str, Any]] = {
     "paper": {},
     "tuned": {"preset": "tuned"},
-    "low": {"gradient_checkpointing": True},
+    "low": {"memory_mode": "low"},
 }
 
 
@@ -56,7 +57,7 @@ def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
     batch = bench.batch(s, torch.Generator().manual_seed(0))
     assert family.teacher is not None
     teacher = family.teacher
-    with torch.no_grad(), state.autocast():
+    with torch.no_grad():
         z = family.encode(batch.pixels)
         text = state.text(batch.prompts, "student")
         both = torch.cat([state.unconditional(len(z)), text])
@@ -64,9 +65,7 @@ def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
 
     def back(made: Callable[[], Tensor], to: Sequence[Tensor]) -> Work:
         def work() -> None:
-            with state.autocast():
-                out = made()
-            out.sum().backward(inputs=to)
+            made().sum().backward(inputs=to)
             for tensor in to:
                 tensor.grad = None
 
@@ -74,7 +73,7 @@ def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
 
     def silent(made: Callable[[], object]) -> Work:
         def work() -> None:
-            with torch.no_grad(), state.autocast():
+            with torch.no_grad():
                 made()
 
         return work
@@ -84,9 +83,9 @@ def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
     found: dict[str, Work] = {
         "batch": lambda: bench.batch(s, state.generators["data"]),
         "text": back(lambda: state.text(batch.prompts, "teacher"), [state.rows["teacher"]]),
-        "encode": silent(lambda: family.encode(batch.pixels, state.generators["data"])),
-        "teacher": back(lambda: teacher.predict(z, t, text), list(state.weights["teacher"].parameters.values())),
-        "student": back(lambda: student.predict(z, t, text), list(state.weights["student"].parameters.values())),
+        "encode": silent(lambda: family.encode(batch.pixels)),
+        "teacher": back(lambda: teacher.predict(z, t, text), list(state.weights["teacher"].working.values())),
+        "student": back(lambda: student.predict(z, t, text), list(state.weights["student"].working.values())),
         "decode": back(lambda: family.decode(latents), [latents]),
         "guided teacher": silent(lambda: teacher.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both)),
         "decode of it": silent(lambda: family.decode(z)),

@@ -156,8 +156,12 @@ class TrainSettings:
     precision: str = setting(
         "fp32", "bf16 halves memory on recent GPUs; what is trained stays fp32", choices=PRECISIONS
     )
-    gradient_checkpointing: bool = setting(
-        False, "recompute activations in the backward pass: less memory, more time", determines_result=False
+    memory_mode: str = setting(
+        "normal",
+        "low fits smaller GPUs: one image and one UNet at a time, activations made again; more time, the same result"
+        " but for rounding",
+        choices=("normal", "low"),
+        determines_result=False,
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", determines_result=False)
 

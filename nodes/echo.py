@@ -67,10 +67,10 @@ class EchoStage(io.ComfyNode):
             # How to compute is this call's affair, whatever the first stage was computed with.
             run.record["settings"] |= {
                 "device": str(mm.get_torch_device()),
-                "gradient_checkpointing": trained.gradient_checkpointing,
+                "memory_mode": trained.memory_mode,
             }
             places = training.places_of(run.settings, run.sources)
-            with training.borrowed(models, run.settings, places, node) as family:
+            with training.borrowed(models, run.settings, run.resolution, places, node) as family:
                 listen = several(RunPictures(run.folder), NodeProgress(node, "echo", settings.iterations))
                 run = session.echo(run, family, settings, listen, places)
         pool = image_of_files(sorted(run.path("echo", "pool").glob("*.png")))

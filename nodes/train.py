@@ -24,13 +24,12 @@ from .bridge.roles import doubt_of_roles
 from .bridge.sockets import AdapterSocket, Concept, ConceptSocket, Models, RunSocket, TrainedRun
 from .bridge.widgets import CATEGORY, advanced_widgets, chosen, widget
 
-MEMORY_MODES = {"normal": False, "low": True}
 # Set by the concept, by this node's own widgets, or by the machine.
 _NOT_ADVANCED = frozenset(
     {
         *("class_noun", "placeholder", "crop"),
         *("iterations", "batch_size", "seed", "preset", "preview_every"),
-        *("log_every", "device", "gradient_checkpointing"),
+        *("log_every", "device", "memory_mode"),
     }
 )
 
@@ -60,12 +59,7 @@ class EchoDistillTrain(io.ComfyNode):
                 # Another seed would be another training: nothing may change it behind the user's back.
                 widget(TrainSettings, "seed", control_after_generate=False),
                 widget(TrainSettings, "preset"),
-                io.Combo.Input(
-                    "memory_mode",
-                    options=list(MEMORY_MODES),
-                    default="normal",
-                    tooltip="low recomputes activations in the backward pass: less memory, more time, the same result.",
-                ),
+                widget(TrainSettings, "memory_mode"),
                 widget(
                     TrainSettings, "preview_every", min=1, tooltip="Iterations between one-step samples on the node."
                 ),
@@ -89,7 +83,6 @@ class EchoDistillTrain(io.ComfyNode):
         clip: Any,
         vae: Any,
         concept: Concept,
-        memory_mode: str,
         preset: str,
         **values: Any,
     ) -> io.NodeOutput:
@@ -103,7 +96,6 @@ class EchoDistillTrain(io.ComfyNode):
             "class_noun": concept.class_noun,
             "placeholder": concept.placeholder,
             "crop": concept.crop,
-            "gradient_checkpointing": MEMORY_MODES[memory_mode],
             "device": str(mm.get_torch_device()),
         }
         settings = settings_for(TrainSettings, options, sources)
@@ -121,10 +113,10 @@ class EchoDistillTrain(io.ComfyNode):
         run = open_run(folder) if (folder / "run.json").is_file() else None
         if run is None or not run.is_finished("distil"):
             places = training.places_of(settings, sources)
-            with training.borrowed(models, settings, places, node, doubt_of_roles(models)) as family:
+            with training.borrowed(models, settings, size, places, node, doubt_of_roles(models)) as family:
                 listen = several(RunPictures(folder), NodeProgress(node, "distil", settings.iterations))
                 run = session.train(concept.photographs, family, settings, sources, folder, listen, places=places)
-        return _output(cls, TrainedRun(run, models, settings.gradient_checkpointing))
+        return _output(cls, TrainedRun(run, models, settings.memory_mode))
 
 
 def _output(cls: type[io.ComfyNode], trained: TrainedRun) -> io.NodeOutput:

@@ -44,10 +44,11 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         getattr(commands, options.command)(options)
-    except torch.cuda.OutOfMemoryError as error:
+    except torch.OutOfMemoryError as error:
+        if isinstance(error, EchoDistillError):  # training's own, which says what to change
+            raise
         raise EchoDistillError(
-            f"the device ran out of memory ({str(error).splitlines()[0]}); train and echo go on from their last "
-            "checkpoint with --gradient-checkpointing, and a new run needs less with --precision bf16 --batch-size 1 "
-            "or a smaller --resolution; sample needs less with a smaller --batch."
+            f"the device ran out of memory ({str(error).splitlines()[0]}); a smaller --batch, a smaller --width and "
+            "--height or --precision bf16 takes less."
         ) from error
     return 0

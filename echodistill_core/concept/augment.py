@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +22,18 @@ class View:
     """One draw of a photograph.
 
     pixels: (3, S, S) in [-1, 1]; the canvas is 0. mask: (1, s, s) float, 1 on latents that lie wholly inside the
-    photograph. words: what to write before the caption, or "".
+    photograph. words: what to write before the caption, or "". mirrored: None where it was resized as well, by an
+    amount that will not come again.
     """
 
     pixels: Tensor
     mask: Tensor
     words: str
+    mirrored: bool | None = None
+
+    def name(self, photograph: Hashable) -> Hashable:
+        """A name of this view of the photograph of this name, the same when it comes again; None if it never does."""
+        return None if self.mirrored is None else (photograph, self.mirrored)
 
 
 def to_unit(image: Tensor) -> Tensor:
@@ -38,7 +45,7 @@ def plain_view(image: Tensor, factor: int, mirror: bool) -> View:
     """The photograph as it is, or mirrored. image: uint8 (3, S, S); factor: pixels per latent."""
     pixels = to_unit(image.flip(-1) if mirror else image)
     side = image.shape[-1] // factor
-    return View(pixels, torch.ones(1, side, side), "")
+    return View(pixels, torch.ones(1, side, side), "", mirror)
 
 
 def draw_view(image: Tensor, factor: int, generator: torch.Generator, *, flip: bool, resize: bool) -> View:

@@ -8,6 +8,7 @@ are compared, it does not matter where in the image a patch lies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..errors import InputError
 from .color import srgb_to_lab
 
 _MAP_NUMBERS = 2**23  # of the projections at once, 32 MB in float32 and 64 MB for their order
+_PLACES = 2**28  # the most that a float64 can carry beside a float32
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
@@ -34,18 +36,45 @@ def ms_swd(
     The gradient flows to a, and to b where it requires one. Computes in float32, or in float64 for float64 images.
     Raises InputError for different shapes, or an image smaller than one patch.
     """
-    if a.shape != b.shape:
-        raise InputError(
-            f"MS-SWD got images of shapes {tuple(a.shape)} and {tuple(b.shape)}; expected equal shapes:"
-            " resize one of them."
-        )
-    levels = levels_that_fit(a.shape[-2], a.shape[-1], levels, patch)
-    pyramids = zip(gaussian_pyramid(srgb_to_lab(a), levels), gaussian_pyramid(srgb_to_lab(b), levels), strict=True)
-    distances = []
-    for level_a, level_b in pyramids:
-        directions = random_projections(projections, patch, generator, device=a.device, dtype=level_a.dtype)
-        distances.append(_LevelDistance.apply(level_a, level_b, directions))
+    _check_shapes(a, b)
+    drawn = draw_directions(
+        a.shape[-2],
+        a.shape[-1],
+        generator,
+        levels=levels,
+        projections=projections,
+        patch=patch,
+        dtype=torch.promote_types(a.dtype, torch.float32),
+    )
+    return ms_swd_along(a, b, [directions.to(a.device) for directions in drawn])
+
+
+def ms_swd_along(a: Tensor, b: Tensor, directions: Sequence[Tensor]) -> Tensor:
+    """MS-SWD (B,) of images along given directions, one tensor (P, 3, patch, patch) a level, finest first."""
+    _check_shapes(a, b)
+    pyramids = (gaussian_pyramid(srgb_to_lab(x), len(directions)) for x in (a, b))
+    distances = [
+        _LevelDistance.apply(level_a, level_b, own) for level_a, level_b, own in zip(*pyramids, directions, strict=True)
+    ]
     return torch.stack(distances).mean(0)
+
+
+def draw_directions(
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    *,
+    levels: int,
+    projections: int,
+    patch: int = 11,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Directions for every level that fits images of this size, finest first, as `random_projections` draws them.
+
+    Raises InputError for an image smaller than one patch.
+    """
+    fitting = levels_that_fit(height, width, levels, patch)
+    return [random_projections(projections, patch, generator, dtype=dtype) for _ in range(fitting)]
 
 
 def levels_that_fit(height: int, width: int, levels: int, patch: int) -> int:
@@ -119,9 +148,18 @@ def sorted_last(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.device.type != "cpu":
         values, order = x.sort(dim=-1)
         return values, order
-    # numpy sorts in vector instructions: on a CPU it takes a tenth of torch's time, and 0.4 of it with the order.
-    order = torch.from_numpy(np.argsort(x.numpy(), axis=-1))
-    return x.gather(-1, order), order
+    # numpy sorts in vector instructions, on a CPU in a tenth of torch's time.
+    if x.dtype != torch.float32 or x.shape[-1] > _PLACES:
+        order = torch.from_numpy(np.argsort(x.numpy(), axis=-1))
+        return x.gather(-1, order), order
+    # Sorting numbers alone takes half of what sorting places by them does, so each number carries its place: a float32
+    # leaves the last 29 bits of a float64's mantissa empty. Written there, a place below 2^28 changes the order of
+    # equal numbers only, and rounding takes it off again.
+    carriers = x.numpy().astype(np.float64)
+    bits = carriers.view(np.int64)
+    bits |= np.arange(x.shape[-1])
+    carriers.sort(axis=-1)
+    return torch.from_numpy(carriers).float(), torch.from_numpy(bits & (2 * _PLACES - 1))
 
 
 def sorted_values(x: Tensor) -> Tensor:
@@ -168,6 +206,14 @@ class _LevelDistance(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         a, b = (g * upstream.reshape(-1, 1, 1, 1) if g.numel() else None for g in ctx.saved_tensors)
         return a, b, None
+
+
+def _check_shapes(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise InputError(
+            f"MS-SWD got images of shapes {tuple(a.shape)} and {tuple(b.shape)}; expected equal shapes:"
+            " resize one of them."
+        )
 
 
 def _halve(x: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -56,6 +58,7 @@ class Family:
     text_fingerprint: str
     warnings: list[str] = field(default_factory=list)
     loaded: dict[str, dict[str, Tensor]] = field(init=False, repr=False)
+    on_restore: list[Callable[[], None]] = field(default_factory=list, repr=False)  # what else a run has to undo
 
     def __post_init__(self) -> None:
         # The tensors as they were loaded, by network and name: `restore` gives them back after a run has moved, cast
@@ -105,6 +108,8 @@ class Family:
 
     def restore(self) -> Family:
         """Undo all that `to` and training did: the very tensors that were loaded, frozen, and no placeholders."""
+        while self.on_restore:
+            self.on_restore.pop()()
         for name, network in self.networks().items():
             for module in list(network.modules()):
                 for leaf in list(getattr(module, "parametrizations", {})):
@@ -114,25 +119,45 @@ class Family:
                 setattr(network.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
             for buffer in network.buffers():
                 buffer.data = buffer.data.to("cpu")
-        for module in (self.student.unet, self.vae, *([self.teacher.unet] if self.teacher else [])):
-            module.disable_gradient_checkpointing()
         self.text = self.text.with_placeholders({})
         return self
 
-    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """z = scale * E(x): images (B, 3, H, W) in [-1, 1] to float32 latents (B, 4, H/8, W/8).
+    def encode(self, x: Tensor) -> Tensor:
+        """z = scale * mean of E(x): images (B, 3, H, W) in [-1, 1] to float32 latents (B, 4, H/8, W/8)."""
+        return self.scaled(self.posterior(x))
 
-        generator: draws from the encoder's posterior on the CPU; None takes its mode.
+    def posterior(self, x: Tensor) -> Tensor:
+        """Mean and deviation of E(x), not scaled, beside each other: images (B, 3, H, W) to (B, 8, H/8, W/8)."""
+        found = self.vae.encode(x.to(self.vae.dtype)).latent_dist
+        return torch.cat([found.mean, found.std], dim=1)
+
+    def scaled(self, posterior: Tensor, noise: Tensor | None = None) -> Tensor:
+        """z = scale * (mean + deviation * noise), float32 latents (B, 4, h, w), of what `posterior` returns.
+
+        noise: unit noise (B, 4, h, w); None takes the posterior's mode.
         """
-        posterior = self.vae.encode(x.to(self.vae.dtype)).latent_dist
-        z = posterior.mean
-        if generator is not None:
-            z = z + posterior.std * torch.randn(z.shape, generator=generator).to(z)
+        mean, std = posterior.chunk(2, dim=1)
+        z = mean if noise is None else mean + std * noise.to(std)
         return z.float() * self.vae.config["scaling_factor"]
 
     def decode(self, z: Tensor) -> Tensor:
         """x = D(z / scale): latents (B, 4, h, w) to float32 images (B, 3, 8h, 8w), nominally in [-1, 1]."""
-        return self.vae.decode((z / self.vae.config["scaling_factor"]).to(self.vae.dtype)).sample.float()
+        return self.vae.decode(self._unscaled(z)).sample.float()
+
+    def decoding(self) -> list[Callable[[Tensor], Tensor]]:
+        """`decode` as a chain of functions, each of what the one before it returns: the decoder's layers."""
+        vae, decoder = self.vae, self.vae.decoder
+        prepare = vae.post_quant_conv if vae.post_quant_conv is not None else nn.Identity()
+        blocks = [layer for block in decoder.up_blocks for layer in (*block.resnets, *(block.upsamplers or ()))]
+        return [
+            lambda z: decoder.conv_in(prepare(self._unscaled(z))),
+            decoder.mid_block,
+            *(partial(layer, temb=None) if isinstance(layer, ResnetBlock2D) else layer for layer in blocks),
+            lambda x: decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x))).float(),
+        ]
+
+    def _unscaled(self, z: Tensor) -> Tensor:
+        return (z / self.vae.config["scaling_factor"]).to(self.vae.dtype)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

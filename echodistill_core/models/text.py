@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
 from ..errors import InputError
 
+_TOKENIZERS_KEPT = 4
 # A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
 _PLACEHOLDER = re.compile(r"[^\s():,|\\/\"']+")
 
@@ -88,6 +89,7 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.placeholders: dict[str, int] = {}
         self._plain_tokenizer = tokenizer
+        self._taught: dict[frozenset[str], CLIPTokenizer] = {}
 
     @property
     def table(self) -> Tensor:
@@ -106,13 +108,27 @@ class TextEncoder(nn.Module):
 
         Raises InputError for a word that cannot be a placeholder.
         """
-        # A tokenizer cannot forget an added word, so each set of placeholders gets its own, from the plain one.
-        tokenizer = copy.deepcopy(self._plain_tokenizer) if placeholders else self._plain_tokenizer
-        for name in placeholders:
-            add_placeholder(tokenizer, name)
         encoder = TextEncoder(self.model, self._plain_tokenizer)
-        encoder.tokenizer, encoder.placeholders = tokenizer, dict(placeholders)
+        encoder.tokenizer, encoder.placeholders = self._tokenizer_for(placeholders), dict(placeholders)
+        encoder._taught = self._taught
         return encoder
+
+    def _tokenizer_for(self, placeholders: Iterable[str]) -> CLIPTokenizer:
+        """A tokenizer that knows these words. It cannot forget an added one, so each set of words gets its own.
+
+        Copying takes a third of a second, so the last few are kept.
+        """
+        words = frozenset(placeholders)
+        if not words:
+            return self._plain_tokenizer
+        if words not in self._taught:
+            tokenizer = copy.deepcopy(self._plain_tokenizer)
+            for name in sorted(words):
+                add_placeholder(tokenizer, name)
+            while len(self._taught) >= _TOKENIZERS_KEPT:
+                del self._taught[next(iter(self._taught))]
+            self._taught[words] = tokenizer
+        return self._taught[words]
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, 77), padded; ids from 49408 on are the placeholders' rows, in order of declaration.
@@ -149,12 +165,14 @@ class TextEncoder(nn.Module):
         Raises InputError where a prompt uses a placeholder and no rows are given, or the count differs.
         """
         vocabulary = self.table.shape[0]
-        ids = self.tokenize(prompts).to(self.table.device)
+        ids = self.tokenize(prompts)
         expected = sum(self.placeholders.values())
         if rows is None:
+            # Asked on the CPU, where the ids are made: a device would have to be waited for.
             if bool((ids >= vocabulary).any()):
                 raise InputError("a prompt uses a placeholder whose learned rows were not given; load its adapter.")
-            return self.model(ids).last_hidden_state
+            return self.model(ids.to(self.table.device)).last_hidden_state
+        ids = ids.to(self.table.device)
         if rows.shape != (expected, self.width):
             raise InputError(f"placeholder rows have shape {tuple(rows.shape)}; expected ({expected}, {self.width}).")
 

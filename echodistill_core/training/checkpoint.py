@@ -74,6 +74,8 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
                 f"{path} has no tensor {name} of shape {tuple(tensor.shape)}; train again into a new folder."
             )
         tensor.copy_(tensors[name])
+    for weights in state.weights.values():
+        weights.publish()
     groups = json.loads(metadata["param_groups"])
     for name, optimizer in state.optimizers.items():
         optimizer.load_state_dict({"state": _moments(tensors, f"optimizers/{name}/"), "param_groups": groups[name]})

@@ -12,7 +12,7 @@ from ..concept.prompts import TEMPLATES, caption
 from ..errors import DivergedError
 from ..models import layout
 from ..settings import determining
-from .batches import TrainingImages
+from .batches import TrainingImages, batches
 from .checkpoint import CHECKPOINT, save_checkpoint
 from .events import CheckpointSaved, Listener, LossesLogged, PreviewReady, StepDone
 from .rates import decay, full_rates, set_rates
@@ -36,9 +36,11 @@ def train_stage(
     settings, state.stage = state.settings, stage
     rates = full_rates(state)
     waiting: list[tuple[int, Mapping[str, Tensor]]] = []
-    while state.step < iterations:
+    # A CPU has no time to spare for what comes next.
+    ahead = state.device.type != "cpu"
+    steps = range(state.step, iterations)
+    for batch in batches(images, steps, state.generators["data"], state.device, ahead=ahead):
         set_rates(state, rates, decay(settings.lr_decay, state.step, iterations))
-        batch = images.draw(state.step, state.generators["data"]).to(state.device)
         losses = teacher_step(state, batch)
         student_losses, made = student_step(state, batch)
         losses |= student_losses

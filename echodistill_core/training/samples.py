@@ -23,12 +23,13 @@ def images_of(state: TrainState, role: str, prompts: Sequence[str], seed: int, s
     The teacher is guided by the settings' guidance_scale, the student not at all.
     Draws from generators of its own, so looking does not change what training draws.
     """
-    denoiser = state.family.student if role == "student" else state.family.teacher
-    assert denoiser is not None
+    denoiser = state.denoiser(role)
     guidance = 1.0 if role == "student" else state.settings.guidance_scale
     noise = draw_noise(state.family, len(prompts), size, size, seed).to(state.device)
-    with state.autocast():
-        text = state.text(prompts, role)
-        unconditional = state.unconditional(len(prompts)) if guidance != 1.0 else None
-        latents = denoise(denoiser, noise, text, steps, unconditional=unconditional, guidance=guidance)
-        return state.family.decode(latents).clamp(-1, 1)
+    images = []
+    for part, _ in state.parts(len(prompts)):
+        text = state.text(prompts[part], role)
+        unconditional = state.unconditional(len(text)) if guidance != 1.0 else None
+        latents = denoise(denoiser, noise[part], text, steps, unconditional=unconditional, guidance=guidance)
+        images.append(state.family.decode(latents).clamp(-1, 1))
+    return torch.cat(images)

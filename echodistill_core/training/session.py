@@ -21,6 +21,7 @@ from .checkpoint import CHECKPOINT, load_checkpoint
 from .echo import make_pool, pool_prompts
 from .events import Listener
 from .loop import train_stage
+from .memory import explained
 from .prior import add_prior
 from .run import Run, check_new_folder, create_or_resume, open_run
 from .start import Start, read_start
@@ -45,7 +46,7 @@ def train(
     places: backbone -> where a caller found its files; None looks where the sources say.
     The family is borrowed: however training ends, it is given back as it was loaded.
     Raises InputError before anything is computed or written where an input does not fit, DivergedError where a loss
-    does not stay finite.
+    does not stay finite, OutOfMemoryError with what to change where memory runs out.
     """
     check_concept(settings)
     start = start or {}
@@ -155,7 +156,8 @@ def _training(
     with torch.inference_mode(False), torch.enable_grad():
         try:
             family.text = family.text.with_placeholders({settings.placeholder: settings.vectors})
-            yield new_state(family, backbones, settings, start)
+            with explained(settings):
+                yield new_state(family, backbones, settings, start)
         finally:
             family.restore()
 

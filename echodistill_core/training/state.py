@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DivergedError, InputError
 from ..losses.adversarial import CriticHead
-from ..models.family import Family
+from ..models.family import Denoiser, Family
 from ..perception.backbones import Backbone
 from ..settings import TrainSettings
-from .batches import TrainingImages
+from .batches import Batch, TrainingImages
+from .frugal import OneAtATime
 from .start import Start, wear
 from .trainable import TrainedWeights
 
 ROLES = ("teacher", "student")
 CRITICS = ("clip", "dino", "dinov2")
+ONE_MEMORY = ("cpu", "mps")  # devices whose memory is the host's, so that nothing is saved by moving weights there
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -51,9 +53,10 @@ class TrainState:
     """One run in memory.
 
     rows: the placeholder's embeddings (vectors, width) as each role reads them; one and the same tensor where shared.
-    critics: heads by backbone role. generators: "data" draws views and posteriors, "noise" all else; both on the CPU,
+    critics: heads by backbone role. generators: "data" draws views, "noise" all else; both on the CPU,
     so that a run draws the same numbers on every device. prior: images of the class by the role that they keep from
     drifting (training.prior), with the generator "prior". given: the roles that began from an adapter (training.start).
+    one_unet: in memory_mode low, what keeps one UNet at a time on a device that has memory of its own.
     """
 
     settings: TrainSettings
@@ -66,9 +69,11 @@ class TrainState:
     generators: dict[str, torch.Generator]
     prior: dict[str, TrainingImages] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
+    one_unet: OneAtATime | None = None
     stage: str = "distil"
     step: int = 0
     _unconditional: Tensor | None = field(default=None, repr=False)
+    _kept: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -76,19 +81,32 @@ class TrainState:
         return self.family.device
 
     @property
+    def is_low(self) -> bool:
+        """Whether memory counts for more than time: one image at a time, and activations made again when needed."""
+        return self.settings.memory_mode == "low"
+
+    @property
     def token_learns_from(self) -> str:
         """The role whose loss the student's token learns from; a teacher that does not learn leaves it as it is."""
         return _token_learns_from(self.settings, self.given)
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """Compute in the settings' precision; what is trained stays float32."""
-        if self.settings.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=DTYPES[self.settings.precision])
+    def denoiser(self, role: str) -> Denoiser:
+        """The role's UNet with its schedule."""
+        found = self.family.student if role == "student" else self.family.teacher
+        assert found is not None
+        return found
 
     def text(self, prompts: Sequence[str], role: str) -> Tensor:
         """tau(y) as this role reads it: (B, 77, width). Gradients reach its rows where gradients are on."""
         return self.family.text(prompts, self.rows[role])
+
+    def read(self, prompts: Sequence[str], role: str, *, learning: bool = True) -> Tensor:
+        """tau(y) as in `text`, with gradients only where they are on and the role's own loss is what its rows learn
+        from: where the token learns from the teacher, the student reads it and may not change it.
+        """
+        owned = learning and any(self.rows[role] is leaf for leaf in self.leaves(role))
+        with torch.set_grad_enabled(owned and torch.is_grad_enabled()):
+            return self.text(prompts, role)
 
     def unconditional(self, count: int) -> Tensor:
         """Text features of the empty prompt, (count, 77, width); made once, since nothing in them learns."""
@@ -100,6 +118,51 @@ class TrainState:
     def learned(self, optimizer: str) -> list[nn.Parameter]:
         """The parameters that this optimiser steps."""
         return [p for group in self.optimizers[optimizer].param_groups for p in group["params"]]
+
+    def leaves(self, optimizer: str) -> list[nn.Parameter]:
+        """What a loss is differentiated with respect to before `optimizer` steps: see TrainedWeights.working."""
+        weights = self.weights.get(optimizer)
+        if weights is None:
+            return self.learned(optimizer)
+        rows = [p for p in self.learned(optimizer) if any(p is r for r in self.rows.values())]
+        return [*weights.working.values(), *rows]
+
+    def parts(self, count: int) -> Iterator[tuple[slice, float]]:
+        """The parts of a batch of `count` images that are computed at once, each with its share of the batch."""
+        size = 1 if self.is_low else count
+        for start in range(0, count, size):
+            part = slice(start, min(start + size, count))
+            yield part, (part.stop - part.start) / count
+
+    def draw_noise(self, batch: Batch, generator: str) -> Tensor:
+        """Unit noise for a batch's latents, (B, 4, h, w)."""
+        count, _, height, width = batch.pixels.shape
+        factor, channels = self.family.latent_factor, self.family.student.unet.config["in_channels"]
+        shape = (count, channels, height // factor, width // factor)
+        return self.moved(torch.randn(shape, generator=self.generators[generator]))
+
+    def draw_timesteps(self, denoiser: Denoiser, count: int, generator: str) -> Tensor:
+        """t ~ U{0..T-1} for each of `count` images, (B,)."""
+        t = torch.randint(denoiser.schedule.timesteps, (count,), generator=self.generators[generator])
+        return self.moved(t)
+
+    def moved(self, drawn: Tensor) -> Tensor:
+        """What was drawn on the CPU, on the device; through page-locked memory to a GPU, so that nobody waits."""
+        return (drawn.pin_memory() if self.device.type == "cuda" else drawn).to(self.device, non_blocking=True)
+
+    def kept_by_view(
+        self, kind: str, views: Sequence[Hashable], pixels: Tensor, make: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """make(pixels), (B, ...); where every view has a name, so that it comes again, made once for each and kept.
+
+        One image at a time then, so that what is kept does not depend on the batch that it was first seen in.
+        """
+        if None in views:
+            return make(pixels)
+        for view, image in zip(views, pixels, strict=True):
+            if (kind, view) not in self._kept:
+                self._kept[kind, view] = make(image[None])
+        return torch.cat([self._kept[kind, view] for view in views])
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """Every tensor that learns, by a name that a checkpoint uses. Shared rows stand there once."""
@@ -184,11 +247,13 @@ def new_state(
             wear(family.teacher.unet, begun.deltas)
     family.to(device, DTYPES[settings.precision])
     for trained in weights.values():
-        trained.install(device)
+        trained.install(device, DTYPES[settings.precision])
+    one_unet = None
+    if settings.memory_mode == "low" and device.type not in ONE_MEMORY and family.teacher is not None:
+        one_unet = OneAtATime([family.student.unet, family.teacher.unet], device)
+        family.on_restore.append(one_unet.end)
     for backbone in backbones.values():
         backbone.to(device=device, dtype=DTYPES[settings.precision])
-    if settings.gradient_checkpointing:
-        _checkpoint_gradients(family, backbones)
     shared = nn.Parameter(rows["teacher"].clone().to(device))
     own = shared if settings.share_text_encoder else nn.Parameter(rows["student"].clone().to(device))
     # A generator for each head: taking one critic away must not start the others differently.
@@ -212,6 +277,7 @@ def new_state(
             for i, name in enumerate(("data", "noise", *(("prior",) if settings.prior_roles else ())), 1)
         },
         given=frozenset(start),
+        one_unet=one_unet,
     )
     state.optimizers = new_optimizers(state)
     return state
@@ -232,20 +298,6 @@ def new_optimizers(state: TrainState) -> dict[str, torch.optim.AdamW]:
             groups["student"].append({"params": [state.rows["student"]], "lr": s.token_lr})
     if len(state.critics):
         groups["critics"].append({"params": list(state.critics.parameters()), "lr": s.critic_lr})
-    return {
-        # An empty optimiser still has one empty group, so that every role has one to ask.
-        name: torch.optim.AdamW(group or [{"params": [], "lr": 0.0}], betas=(0.9, 0.999), weight_decay=s.weight_decay)
-        for name, group in groups.items()
-    }
-
-
-def _checkpoint_gradients(family: Family, backbones: dict[str, Backbone]) -> None:
-    for module in (family.student.unet, family.vae, *([family.teacher.unet] if family.teacher else [])):
-        module.enable_gradient_checkpointing()
-    for backbone in backbones.values():
-        # transformers recomputes in training mode only; these encoders have no dropout, so nothing else changes.
-        encoder = backbone.encoder.train()
-        # Renamed in transformers 5, which warns of the old name.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        enable = getattr(encoder, next(name for name in names if hasattr(encoder, name)))
-        enable({"use_reentrant": False})
+    common: dict[str, Any] = {"betas": (0.9, 0.999), "weight_decay": s.weight_decay, "fused": True}
+    # An empty optimiser still has one empty group, so that every role has one to ask.
+    return {name: torch.optim.AdamW(group or [{"params": [], "lr": 0.0}], **common) for name, group in groups.items()}

@@ -51,7 +51,8 @@ class TrainedWeights:
     """The parameters of one UNet that learn, as float32 whatever precision the rest computes in.
 
     parameters: name -> parameter, in a fixed order; these are what an optimiser steps and a checkpoint holds.
-    `install` puts them into the UNet; Family.restore takes them out again.
+    working: what the UNet computes with and a loss is differentiated with respect to: the same, or copies of them in
+    the UNet's precision. `install` puts them into the UNet; Family.restore takes them out again.
     """
 
     def __init__(self, unet: UNet2DConditionModel, trainable: str, rank: int, generator: torch.Generator) -> None:
@@ -61,6 +62,7 @@ class TrainedWeights:
         # Held in the precision they came in: the frozen part may be cast down after this.
         self.base = {n: unet.get_parameter(n).detach().clone() for n in names}
         self.parameters: dict[str, nn.Parameter] = {}
+        self.working: dict[str, nn.Parameter] = {}
         self._low_rank: dict[str, LowRank] = {}
         for name, weight in self.base.items():
             if self.is_low_rank:
@@ -81,16 +83,35 @@ class TrainedWeights:
                 self._low_rank[name].up.copy_(up)
                 self._low_rank[name].down.copy_(down)
 
-    def install(self, device: torch.device) -> None:
-        """Make the UNet compute with the trained parameters. Call after the UNet was moved and cast."""
+    def install(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Make the UNet compute with the trained parameters. Call after the UNet was moved and cast to these."""
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.to(device)
+        if self.is_low_rank or dtype == torch.float32:
+            self.working = self.parameters
+        else:
+            self.working = {n: nn.Parameter(p.detach().to(dtype)) for n, p in self.parameters.items()}
         for name in self.base:
             module, leaf = _owner(self.unet, name)
             if self.is_low_rank:
-                parametrize.register_parametrization(module, leaf, self._low_rank[name].to(device))
+                parametrize.register_parametrization(module, leaf, self._low_rank[name])
             else:
-                parameter = self.parameters[name]
-                parameter.data = parameter.data.to(device)
-                setattr(module, leaf, parameter)
+                setattr(module, leaf, self.working[name])
+
+    def take_gradients(self) -> None:
+        """Hand the working copies' gradients to the parameters, in float32."""
+        if self.working is self.parameters:
+            return
+        for name, parameter in self.parameters.items():
+            gradient, self.working[name].grad = self.working[name].grad, None
+            parameter.grad = None if gradient is None else gradient.float()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Bring the working copies to where the parameters are; to be called whenever those have changed."""
+        if self.working is not self.parameters:
+            for name, parameter in self.parameters.items():
+                self.working[name].copy_(parameter)
 
     def deltas(self) -> dict[str, Tensor]:
         """What was learned: effective weight minus the weight it started from, float32 on the CPU."""

@@ -14,7 +14,8 @@ import torch
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.perception.load import Place
 from ...echodistill_core.settings import TrainSettings
-from ...echodistill_core.training.state import DTYPES
+from ...echodistill_core.training.memory import activation_bytes
+from ...echodistill_core.training.state import DTYPES, ONE_MEMORY
 
 GB = 1024**3
 MASTER_BYTES = 16  # of each number that learns: its value, its gradient and AdamW's two moments, in float32
@@ -35,6 +36,8 @@ def least_bytes(
     models: the ModelPatchers of student, teacher, CLIP and VAE. learning: how many numbers learn, over all roles.
     """
     dtype = DTYPES[settings.precision]
+    if settings.memory_mode == "low" and device.type not in ONE_MEMORY:
+        models = models[1:]  # one UNet at a time
     weights = [p for patcher in models for p in patcher.model.parameters()]
     files = sum(size(p) for place in places for p in (place.encoder, place.projector) if p is not None)
     # Backbones' files hold float32 as they are published.
@@ -52,22 +55,37 @@ def size(path: Path) -> int:
 
 
 @contextmanager
-def room_for(needed: int, device: torch.device, settings: TrainSettings) -> Iterator[str]:
-    """Have ComfyUI free so many bytes on the device for the block, and give them back after it.
+def room_for(needed: int, device: torch.device, settings: TrainSettings, resolution: int) -> Iterator[str]:
+    """Have ComfyUI free the device's memory for the block, and give it back after it.
 
+    needed: bytes of weights and optimisers. resolution: of the training images, for what activations take.
     Yields what is needed and what is free, in words. Raises InputError where weights alone would not fit.
     """
-    mm.free_memory(needed, device)
+    all_in_all = needed + activation_bytes(settings, resolution)
+    mm.free_memory(all_in_all, device)
     mm.soft_empty_cache()
     free = mm.get_free_memory(device)
-    words = f"at least {needed / GB:.1f} GB for weights and optimisers, {free / GB:.1f} GB free on {device}"
+    words = (
+        f"about {all_in_all / GB:.1f} GB, of which {needed / GB:.1f} GB for weights and optimisers, "
+        f"{free / GB:.1f} GB free on {device}"
+    )
     if needed > free:
-        halves = "precision bf16 halves that" if settings.precision == "fp32" and device.type != "cpu" else ""
-        small = "dinov2_backbone dinov2-small saves 0.6 to 1.1 GB" if settings.dinov2_backbone == "dinov2" else ""
-        remedies = "; ".join(filter(None, (halves, small, "close other programs, or take a machine with more memory")))
-        raise InputError(f"there is not enough memory to train: {words}; {remedies}.")
+        raise InputError(f"there is not enough memory to train: {words}; {'; '.join(_remedies(settings, device))}.")
+    if all_in_all > free and settings.memory_mode == "normal":
+        words += "; where that runs out, memory_mode low takes less"
     try:
         yield words
     finally:
         gc.collect()
         mm.soft_empty_cache()
+
+
+def _remedies(settings: TrainSettings, device: torch.device) -> list[str]:
+    found = []
+    if settings.memory_mode == "normal" and device.type not in ONE_MEMORY:
+        found.append("memory_mode low keeps one UNet there at a time")
+    if settings.precision == "fp32" and device.type != "cpu":
+        found.append("precision bf16 halves that")
+    if settings.dinov2_backbone == "dinov2":
+        found.append("dinov2_backbone dinov2-small saves 0.6 to 1.1 GB")
+    return [*found, "close other programs, or take a machine with more memory"]

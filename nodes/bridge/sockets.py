@@ -42,7 +42,7 @@ class TrainedRun:
 
     run: Run
     models: Models
-    gradient_checkpointing: bool
+    memory_mode: str
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,14 @@ def places_of(settings: TrainSettings, sources: ModelSources) -> dict[str, Place
 def borrowed(
     models: Models,
     settings: TrainSettings,
+    resolution: int,
     places: dict[str, Place] | None,
     node: str | None,
     notes: Sequence[str] = (),
 ) -> Iterator[Family]:
     """The models as a family to train, with ComfyUI's own models moved out of its way; all is given back afterwards.
 
-    notes: to be shown on the node beside those on what was baked in.
+    resolution: of the training images. notes: to be shown on the node beside those on what was baked in.
     Raises InputError where they do not fit each other or the memory.
     """
     device = mm.get_torch_device()
@@ -54,17 +55,16 @@ def borrowed(
         settings,
         device,
     )
-    with room_for(needed, device, settings) as words:
+    with room_for(needed, device, settings, resolution) as words:
         log.info("EchoDistill: training needs %s", words)
         family, taken = borrow_family(models)
         say(node, "\n".join([f"training needs {words}", *notes, *taken]))
         try:
             yield family
-        except mm.OOM_EXCEPTION:
+        except mm.OOM_EXCEPTION as error:
             # ComfyUI frees all models when it sees this, so it must; the checkpoint before it is on disk.
-            text = "memory ran out; memory_mode low takes less, and the same prompt goes on from the last checkpoint"
-            log.error("EchoDistill: %s", text)
-            say(node, text)
+            log.error("EchoDistill: %s", error)
+            say(node, str(error))
             raise
 
 

@@ -155,11 +155,28 @@ def test_too_little_memory_is_told_with_what_would_fit(bridge, monkeypatch):
     monkeypatch.setattr(memory.mm, "get_free_memory", lambda device: 3 * memory.GB)
     with (
         pytest.raises(ValueError, match="not enough memory") as caught,
-        memory.room_for(12 * memory.GB, torch.device("cuda"), settings_of(bridge)),
+        memory.room_for(12 * memory.GB, torch.device("cuda"), settings_of(bridge), 512),
     ):
         pass
-    for part in ("12.0 GB", "3.0 GB free", "precision bf16 halves that", "dinov2-small"):
+    for part in ("12.0 GB for weights", "3.0 GB free", "memory_mode low", "precision bf16 halves that", "dinov2-small"):
         assert part in str(caught.value)
+
+
+def test_memory_that_may_run_out_is_told_with_the_mode_that_takes_less(bridge, monkeypatch):
+    """2 GB of weights and, for two images of 512 pixels in bf16, 8.2 GB of activations, which is more than is free."""
+    memory, asked = bridge("memory"), []
+    monkeypatch.setattr(memory.mm, "free_memory", lambda needed, device: asked.append(needed))
+    monkeypatch.setattr(memory.mm, "get_free_memory", lambda device: 8 * memory.GB)
+    cuda = torch.device("cuda")
+    with memory.room_for(2 * memory.GB, cuda, settings_of(bridge, precision="bf16"), 512) as words:
+        assert words.startswith("about 10.2 GB, of which 2.0 GB for weights and optimisers, 8.0 GB free on cuda")
+        assert "memory_mode low takes less" in words
+    low = settings_of(bridge, precision="bf16", memory_mode="low")
+    with memory.room_for(2 * memory.GB, cuda, low, 512) as words:
+        assert words == "about 3.6 GB, of which 2.0 GB for weights and optimisers, 8.0 GB free on cuda"
+    with memory.room_for(2 * memory.GB, cuda, low, 256) as words:
+        assert words.startswith("about 2.4 GB")
+    assert [round(n / memory.GB, 1) for n in asked] == [10.2, 3.6, 2.4]
 
 
 def test_the_least_of_memory_is_weights_and_optimisers(bridge, tmp_path):
@@ -171,6 +188,10 @@ def test_the_least_of_memory_is_weights_and_optimisers(bridge, tmp_path):
     halves, whole = settings_of(bridge, precision="bf16"), settings_of(bridge)
     assert memory.least_bytes([model], 5, [place], whole, gpu) == 400 + 40 + 5 * 16
     assert memory.least_bytes([model], 5, [place], halves, gpu) == 200 + 20 + 5 * 16
+    low = settings_of(bridge, precision="bf16", memory_mode="low")
+    assert memory.least_bytes([model, model], 5, [place], halves, gpu) == 2 * 200 + 20 + 5 * 16
+    assert memory.least_bytes([model, model], 5, [place], low, gpu) == 200 + 20 + 5 * 16  # one UNet at a time
+    assert memory.least_bytes([model, model], 5, [place], low, cpu) == 2 * 400 + 2 * 200 + 20 + 5 * 16
     # On a CPU the copies that were taken lie beside what was cast from them, unless they are the same.
     assert memory.least_bytes([model], 5, [place], whole, cpu) == 400 + 40 + 5 * 16
     assert memory.least_bytes([model], 5, [place], halves, cpu) == 400 + 200 + 20 + 5 * 16
@@ -189,10 +210,10 @@ def test_out_of_memory_is_passed_on_with_a_word_on_the_node(bridge, monkeypatch)
     )
     with (
         pytest.raises(training.mm.OOM_EXCEPTION),
-        training.borrowed(models, settings_of(bridge), None, "1"),
+        training.borrowed(models, settings_of(bridge), 512, None, "1"),
     ):
-        raise training.mm.OOM_EXCEPTION("out of memory")
-    assert "memory_mode low takes less" in said[-1]
+        raise training.mm.OOM_EXCEPTION("out of memory, and what to do")
+    assert said[-1] == "out of memory, and what to do"
 
 
 def test_settings_left_alone_are_not_chosen(bridge):

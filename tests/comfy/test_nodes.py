@@ -51,7 +51,7 @@ def test_the_server_names_no_failed_import(server):
 @pytest.mark.parametrize(
     ("node", "settings", "elsewhere"),
     [
-        ("EchoDistillTrain", TrainSettings, {"device", "log_every", "gradient_checkpointing"}),
+        ("EchoDistillTrain", TrainSettings, {"device", "log_every"}),
         ("EchoStage", EchoSettings, set()),
     ],
 )

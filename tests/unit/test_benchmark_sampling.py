@@ -37,11 +37,12 @@ def test_what_is_timed_is_the_same_picture(monkeypatch):
 
 
 def test_every_way_is_timed_for_every_batch(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sample, "cost", lambda work, device: measure.cost(work, device, 1, 1))
+    monkeypatch.setattr(sample, "cost", lambda work, device, *_: measure.cost(work, device, 1, 1))
     out = tmp_path / "figures.json"
     assert sample.main(["--batches", "1", "2", "--out", str(out)]) == 0
     cells = json.loads(out.read_text(encoding="utf-8"))["cells"]
     assert "pictures/s" in capsys.readouterr().out
     names = ("diffusers", "ours", "ours, prompt kept", "ours, TAESD")
-    assert list(cells) == [f"{count}: {name}" for count in (1, 2) for name in names]
+    assert list(cells) == [*(f"{count}: {name}" for count in (1, 2) for name in names), "adapter"]
+    assert all(milliseconds > 0 for milliseconds in cells["adapter"].values())
     assert cells["2: ours"]["flop"] == pytest.approx(2 * cells["1: ours, prompt kept"]["flop"], rel=0.1)

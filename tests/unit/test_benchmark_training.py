@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from benchmarks import measure, memory, scaling, train_step
+import benchmarks.__main__ as everything
+from benchmarks import counted, measure, memory, sample, scaling, train_step
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def test_parts_make_up_the_iteration_and_a_second_run_measures_nothing(once, tmp
     cells = json.loads(out.read_text(encoding="utf-8"))["cells"]
 
     whole = cells["paper"]["flop"]
-    # Each part once, but for the text: the teacher's, the student's, and what the alignment reads, without gradients.
+    # Each part once, but for the text, which is read twice: as the teacher learns it, and as both read it after that.
     split = sum(cell["flop"] for name, cell in cells.items() if name.startswith("paper: "))
     assert split == pytest.approx(whole, rel=0.05)
     # Nothing is reused there: each critic looks once more at the student's image, and CLIP a third time.
@@ -75,3 +77,73 @@ def test_every_axis_of_scaling_is_measured(once, monkeypatch, capsys):
     assert cells["batch 2"]["flop"] == pytest.approx(2 * cells["batch 1"]["flop"], rel=0.02)
     assert cells["photographs 2"]["flop"] == cells["photographs 1"]["flop"]
     assert cells["resolution 64"]["flop"] > 2 * cells["resolution 32"]["flop"]
+
+
+def test_memory_is_counted_as_it_is_by_hand():
+    """Made, freed, seen through a view, set apart; rounded up to blocks of 512 bytes."""
+    with FakeTensorMode(), counted.Live() as live:
+        a = torch.empty(1000, dtype=torch.float32)
+        assert live.now == live.peak == 4096
+        b = a[:10] + 1
+        assert live.now == 4096 + 512
+        view = a.view(10, 100)
+        del a
+        assert live.now == 4096 + 512
+        del view
+        assert (live.now, live.peak) == (512, 4096 + 512)
+        live.set_apart(b)
+        assert live.now == 0
+        del b
+        assert live.now == 0
+
+
+def test_memory_and_operations_are_counted_in_each_mode():
+    """Against the operations of a real iteration. It runs without a number to read back, so nobody waits for a device.
+
+    One image and one critic, since counting takes half a millisecond for every operation.
+    """
+    device = torch.device("cpu")
+    fewer = {"batch_size": 1, "dinov2_weight": 0.0, "clip_weight": 0.0, "identity_weight": 0.0}
+    bench = train_step.Workbench("tiny", device)
+    normal, low = (bench.settings(memory_mode=mode, **fewer) for mode in ("normal", "low"))
+    real = measure.cost(train_step.iteration(bench.state(normal), bench), device, 1, 1).flop
+    paper, less = counted.count(normal, "tiny"), counted.count(low, "tiny")
+    assert sum(paper.flop.values()) == pytest.approx(real, rel=0.01)
+    assert max(less.peak.values()) < 0.8 * max(paper.peak.values())
+    assert less.weights < paper.weights  # one UNet is elsewhere
+    # One pass of the student and one of the decoder more, and the same otherwise.
+    assert 1.05 < sum(less.flop.values()) / sum(paper.flop.values()) < 1.35
+    assert less.flop["teacher"] == paper.flop["teacher"]
+
+
+def test_what_was_counted_is_told_and_kept(capsys, tmp_path, monkeypatch):
+    found = counted.Counted(
+        2**30, {"teacher": 2**31, "student": 3 * 2**30, "critics": 2**30}, {"teacher": 1, "student": 2}
+    )
+    monkeypatch.setattr(memory, "count", lambda settings, scale: found)
+    command = ["--counted", "--modes", "low", "--out", str(tmp_path / "figures.json")]
+    assert memory.main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].split() == ["low", "1.00", "2.00", "3.00", "1.00", "3e-12"]
+    monkeypatch.setattr(memory, "count", lambda *arguments: pytest.fail("it was counted already"))
+    assert memory.main(command) == 0
+    assert capsys.readouterr().out == printed
+    assert memory.main(["--modes", "low", "--out", str(tmp_path / "figures.json")]) == 1  # measured, not counted
+    assert "give another --out" in capsys.readouterr().err
+
+
+def test_reading_a_number_back_would_be_seen_in_counting():
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        float(torch.randn(3).sum())
+
+
+def test_one_command_runs_every_benchmark_and_tells_of_one_that_failed(monkeypatch, tmp_path):
+    called = {}
+    for module, status in ((train_step, 0), (sample, 1), (memory, 0), (scaling, 0)):
+        name = module.__name__
+        monkeypatch.setattr(module, "main", lambda given, name=name, code=status: called.update({name: given}) or code)
+    assert everything.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
+    assert list(called) == [f"benchmarks.{name}" for name in ("train_step", "sample", "memory", "scaling")]
+    for name, arguments in called.items():
+        out = str(tmp_path / f"{name.removeprefix('benchmarks.')}.json")
+        assert arguments == ["--scale", "tiny", "--device", "cpu", "--out", out]

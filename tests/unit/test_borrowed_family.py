@@ -39,7 +39,7 @@ def assert_equal(before, after):
 def test_a_run_gives_the_family_back_bit_for_bit(tmp_path, tiny_family, train_tiny, trainable, precision):
     family = tiny_family()
     before = contents(family)
-    train_tiny(tmp_path / "run", family, trainable=trainable, precision=precision, gradient_checkpointing=True)
+    train_tiny(tmp_path / "run", family, trainable=trainable, precision=precision, memory_mode="low")
     assert_equal(before, contents(family))
     assert family.text.placeholders == {}
     assert not family.student.unet.is_gradient_checkpointing

@@ -153,10 +153,11 @@ def test_outputs_equal_those_of_models_loaded_by_diffusers_and_transformers(fold
             assert torch.allclose(family.decode(z), vae.decode(z / 0.18215).sample, atol=1e-6)
 
 
-def test_encoding_with_a_generator_draws_from_the_posterior(folder):
+def test_latents_are_drawn_from_the_posterior(folder):
     family = load_family(folder)
     x = noise(2, 2, 3, 64, 64).clamp(-1, 1)
-    drawn = family.encode(x, torch.Generator().manual_seed(4))
+    unit = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    drawn = family.scaled(family.posterior(x), unit)
     posterior = AutoencoderKL.from_pretrained(folder / "vae").eval().encode(x).latent_dist
     assert torch.allclose(drawn, 0.18215 * posterior.sample(torch.Generator().manual_seed(4)), atol=1e-6)
 

@@ -18,6 +18,7 @@ from echodistill_core.losses.ms_swd import (
     ms_swd,
     project,
     random_projections,
+    sorted_last,
 )
 
 
@@ -90,6 +91,21 @@ def test_agrees_with_a_loop_over_patches(height, width, patch, levels, lab, low,
     for i in range(2):
         expected = naive_ms_swd(a[i], b[i], 7, levels, 3, patch, lab)
         assert actual[i].item() == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sorting_gives_values_and_the_places_they_came_from(dtype):
+    """Signs, zeros, equal numbers, the smallest and the largest, and neighbours a last bit apart."""
+    x = torch.randn(3, 4, 5000, generator=rng(1), dtype=dtype)
+    x[0] = x[0].mul(3).round()
+    x[1, :, ::2] *= 1e-42
+    x[1, 0, :4] = torch.tensor([0.0, -0.0, 3.4e38, -3.4e38], dtype=dtype)
+    x[2, :, 1:] = torch.nextafter(x[2, :, :-1], torch.tensor(torch.inf, dtype=dtype))
+    values, order = sorted_last(x)
+    assert values.dtype == dtype
+    assert torch.equal(values, x.sort(dim=-1).values)
+    assert torch.equal(x.gather(-1, order), values)
+    assert torch.equal(order.sort(dim=-1).values, torch.arange(5000).expand(3, 4, -1))
 
 
 # --- What a distance has to be --------------------------------------------------------------------

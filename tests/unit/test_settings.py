@@ -168,7 +168,7 @@ def test_determining_leaves_out_what_cannot_change_a_result():
     assert left_out == {
         "preset",
         "device",
-        "gradient_checkpointing",
+        "memory_mode",
         "log_every",
         "checkpoint_every",
         "preview_every",

@@ -9,6 +9,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from echodistill_core.errors import InputError
+from echodistill_core.models import text
 from echodistill_core.models.text import TextEncoder, check_placeholder, clip_tokenizer, load_tokenizer
 
 START, END, VOCABULARY, LENGTH = 49406, 49407, 49408, 77
@@ -360,3 +361,22 @@ def test_the_vocabulary_is_clips():
     assert len(tokenizer) == VOCABULARY
     words = {"photo</w>": PHOTO, "dog</w>": DOG, "!": 0, "<|startoftext|>": START, "<|endoftext|>": END}
     assert {w: tokenizer.get_vocab()[w] for w in words} == words
+
+
+def test_a_tokenizer_is_made_once_for_each_set_of_words_and_the_last_few_are_kept(monkeypatch):
+    encoder = TextEncoder(tiny_model(), clip_tokenizer(False))
+    copied = []
+    original = copy.deepcopy
+    monkeypatch.setattr(text.copy, "deepcopy", lambda tokenizer: copied.append(1) or original(tokenizer))
+    one, both = {"<new1>": 1}, {"<new1>": 1, "<new2>": 2}
+    first = encoder.with_placeholders(one)
+    assert encoder.with_placeholders({"<new1>": 3}).tokenizer is first.tokenizer
+    # Of an encoder that was taught itself, too, and whatever the order of the words.
+    assert first.with_placeholders(both).tokenizer is encoder.with_placeholders(dict(reversed(both.items()))).tokenizer
+    assert len(copied) == 2
+    assert first.tokenize(["a <new1>"])[0, 2] == first.table.shape[0]
+    assert encoder.with_placeholders({}).tokenizer is encoder.tokenizer
+    for i in range(5):
+        encoder.with_placeholders({f"<word{i}>": 1})
+    assert len(encoder._taught) == 4
+    assert len(copied) == 7

@@ -18,7 +18,9 @@ from echodistill_core.models import layout
 from echodistill_core.sampling import sample
 from echodistill_core.settings import TRAINABLE, EchoSettings
 from echodistill_core.tensorfile import read_tensors
-from echodistill_core.training import session, steps
+from echodistill_core.training import one_step, session, steps
+from echodistill_core.training import state as state_module
+from echodistill_core.training.batches import TrainingImages, batches
 from echodistill_core.training.events import CheckpointSaved, LossesLogged, PreviewReady, StepDone
 from echodistill_core.training.loop import adapters_of, preview
 from echodistill_core.training.run import open_run
@@ -153,7 +155,7 @@ def test_release_gives_back_every_weight(tiny_family, tiny_state, draw_batch, sn
     networks = (family.student.unet, family.teacher.unet, family.text.model, family.vae)
     names = [sorted(n for n, _ in network.named_parameters()) for network in networks]
     state = tiny_state(
-        family, trainable=trainable, precision=precision, student_lr=1e-2, teacher_lr=1e-2, gradient_checkpointing=True
+        family, trainable=trainable, precision=precision, student_lr=1e-2, teacher_lr=1e-2, memory_mode="low"
     )
     iterate(state, draw_batch(state))
     assert changed(before, snapshot(family)) != set()
@@ -180,10 +182,23 @@ def test_trained_weights_are_float32_in_a_half_precision_unet(tiny_family):
     unet = tiny_family().student.unet
     weights = TrainedWeights(unet, "kv", 4, torch.Generator())
     unet.to(torch.bfloat16)
-    weights.install(torch.device("cpu"))
+    weights.install(torch.device("cpu"), torch.bfloat16)
+    before = {n: p.detach().clone() for n, p in weights.parameters.items()}
     for name in trained_names(unet, "kv"):
-        assert unet.get_parameter(name).dtype == torch.float32
-    assert unet.conv_in.weight.dtype == torch.bfloat16
+        assert weights.parameters[name].dtype == torch.float32
+        assert unet.get_parameter(name) is weights.working[name]
+        assert unet.get_parameter(name).dtype == torch.bfloat16
+    # An update that bfloat16 cannot tell from none is not lost, and a gradient arrives in float32.
+    name = trained_names(unet, "kv")[0]
+    weights.working[name].grad = torch.full_like(weights.working[name], 0.5)
+    weights.take_gradients()
+    assert weights.working[name].grad is None
+    assert torch.equal(weights.parameters[name].grad, torch.full_like(before[name], 0.5))
+    with torch.no_grad():
+        for _ in range(200):
+            weights.parameters[name].add_(1e-3 * before[name])
+    weights.publish()
+    torch.testing.assert_close(weights.working[name].float(), 1.2 * before[name], rtol=2**-8, atol=1e-6)
 
 
 def test_a_run_leaves_everything_frozen_bit_unchanged(
@@ -312,37 +327,86 @@ def test_the_largest_seed_works(tiny_state, draw_batch):
     assert torch.isfinite(preview(state)).all()
 
 
-def first_mlp(encoder):
-    """A part of the first of a transformer's layers, which are what is recomputed as a whole."""
-    return next(m.mlp for m in encoder.modules() if "Layer" in type(m).__name__ and hasattr(m, "mlp"))
-
-
-def test_gradient_checkpointing_recomputes_and_changes_nothing_else(tiny_state, draw_batch):
-    results = {}
-    for checkpointing in (False, True):
-        state, calls = tiny_state(gradient_checkpointing=checkpointing, student_lr=1e-3), []
-        counted = (
-            state.family.student.unet.mid_block.attentions[0].transformer_blocks[0].attn2,
-            state.family.vae.decoder.mid_block.resnets[0],
-            *(first_mlp(state.backbones[role].encoder) for role in ("dino", "dinov2", "clip")),
-        )
-        # Before the forward pass: a recomputation ends as soon as it has what it needs, and may not reach the end.
-        handles = [
-            m.register_forward_pre_hook(lambda *_, i=i, calls=calls: calls.append(i)) for i, m in enumerate(counted)
+def test_batches_drawn_ahead_are_those_drawn_in_turn_and_a_checkpoint_cannot_tell(photographs, quick_settings):
+    images = square_images(load_photographs(photographs), 64, "center")
+    source = TrainingImages(images, quick_settings(batch_size=2), 8)
+    seen = {}
+    for ahead in (False, True):
+        generator = torch.Generator().manual_seed(3)
+        seen[ahead] = [
+            (batch.pixels, batch.real, batch.mask, batch.prompts, generator.get_state())
+            for batch in batches(source, range(4, 9), generator, torch.device("cpu"), ahead=ahead)
         ]
-        losses = [iterate(state, draw_batch(state, step)) for step in range(2)]
-        for handle in handles:
-            handle.remove()
-        counts = [calls.count(i) for i in range(len(counted))]
-        results[checkpointing] = (losses, {n: t.clone() for n, t in state.trained_tensors().items()}, counts)
-    plain, recomputed = results[False], results[True]
-    for a, b in zip(plain[0], recomputed[0], strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
-    for name, tensor in plain[1].items():
-        torch.testing.assert_close(tensor, recomputed[1][name], rtol=1e-5, atol=1e-6)
-    assert all(more > fewer for more, fewer in zip(recomputed[2], plain[2], strict=True)), (plain[2], recomputed[2])
+    assert len(seen[True]) == 5
+    for turn, early in zip(seen[False], seen[True], strict=True):
+        assert turn[3] == early[3]
+        assert all(torch.equal(a, b) for a, b in zip((*turn[:3], turn[4]), (*early[:3], early[4]), strict=True))
+    assert list(batches(source, range(4, 4), generator, torch.device("cpu"), ahead=True)) == []
+
+
+def test_a_mistake_while_drawing_ahead_is_raised_at_its_batch(photographs, quick_settings):
+    images = square_images(load_photographs(photographs), 64, "center")
+    source = TrainingImages(images, quick_settings(), 8)
+
+    class Broken(TrainingImages):
+        def draw(self, step, generator):
+            if step == 2:
+                raise RuntimeError("no such photograph")
+            return source.draw(step, generator)
+
+    drawn = batches(Broken(images, quick_settings(), 8), range(5), torch.Generator(), torch.device("cpu"), ahead=True)
+    assert [len(next(drawn)), len(next(drawn))] == [1, 1]
+    with pytest.raises(RuntimeError, match="no such photograph"):
+        next(drawn)
+
+
+def test_low_memory_mode_computes_in_parts_and_again_what_it_did_not_keep(tiny_state, draw_batch):
+    seen = {mode: {"student": [], "decoder": [], "dinov2": []} for mode in ("normal", "low")}
+    for mode, calls in seen.items():
+        state = tiny_state(memory_mode=mode, batch_size=3)
+        watched = {
+            "student": state.family.student.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q,
+            "decoder": state.family.vae.decoder.up_blocks[-1].resnets[0].conv1,
+            "dinov2": state.backbones["dinov2"].encoder.encoder.layer[0].attention,
+        }
+        for name, module in watched.items():
+            module.register_forward_pre_hook(lambda _, given, called=calls[name]: called.append(len(given[0])))
+        iterate(state, draw_batch(state))
+    # The teacher's image and the student's; the features of the image and of the photographs.
+    assert seen["normal"] == {"student": [3], "decoder": [3, 3], "dinov2": [3, 3]}
+    # For each image: the pass and its repetition; the teacher's image, the student's and its repetition.
+    assert seen["low"] == {"student": [1] * 6, "decoder": [1] * 9, "dinov2": [1] * 6}
+
+
+def test_low_memory_mode_holds_one_unet_on_a_device_with_memory_of_its_own(
+    tiny_family, tiny_state, draw_batch, monkeypatch
+):
+    """Weights that are away hold no memory; losses are those of both at hand; afterwards everything is back."""
+    expected = tiny_state(memory_mode="low", batch_size=2)
+    losses = [iterate(expected, draw_batch(expected, step)) for step in range(2)]
+    monkeypatch.setattr(state_module, "ONE_MEMORY", ())
+    family = tiny_family()
+    before = {n: t.clone() for n, t in family.student.unet.state_dict().items()}
+    run = tiny_state(family, memory_mode="low", batch_size=2)
+    unets = {"student": family.student.unet, "teacher": family.teacher.unet}
+    away = []
+
+    def look_around(*_):
+        away.append({role for role, unet in unets.items() if unet.conv_in.weight.numel() == 0})
+
+    family.vae.decoder.conv_in.register_forward_hook(look_around)
+    for unet in unets.values():
+        unet.mid_block.register_forward_hook(look_around)
+    for step, wanted in enumerate(losses):
+        found = iterate(run, draw_batch(run, step))
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+    assert {frozenset(a) for a in away} == {frozenset({"student"}), frozenset({"teacher"}), frozenset(unets)}
+    preview(run)
+    family.restore()
+    assert all(torch.equal(t, before[n]) for n, t in family.student.unet.state_dict().items())
+    assert not family.on_restore
+    assert not family.teacher.unet._forward_pre_hooks
 
 
 def test_bf16_agrees_with_fp32_within_its_rounding(tiny_state, draw_batch):
@@ -444,7 +508,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     tiny_family, train_tiny, snapshot, changed, tmp_path, monkeypatch, log_every, value
 ):
     calls, checkpoints, family = [], [], tiny_family()
-    before, original = snapshot(family), steps.ms_swd
+    before, original = snapshot(family), one_step.ms_swd_along
 
     def broken(*args, **kwargs):
         calls.append(1)
@@ -454,7 +518,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         if isinstance(event, CheckpointSaved):
             checkpoints.append((event.step, event.path.read_bytes()))
 
-    monkeypatch.setattr(steps, "ms_swd", broken)
+    monkeypatch.setattr(one_step, "ms_swd_along", broken)
     settings = {"iterations": 4, "log_every": log_every, "checkpoint_every": 2}
     with pytest.raises(DivergedError, match=rf"^swd is {value} at step 3 of the stage distil"):
         train_tiny(tmp_path / "run", family, listen, **settings)
@@ -466,7 +530,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     if log_every == 2 or value == "inf":
         return
     # Once the cause is gone it goes on from there, as if nothing had happened.
-    monkeypatch.setattr(steps, "ms_swd", original)
+    monkeypatch.setattr(one_step, "ms_swd_along", original)
     resumed = train_tiny(tmp_path / "run", **settings)
     assert files(resumed) == files(train_tiny(tmp_path / "whole", **settings))
     assert [row["step"] for row in resumed.read_log("distil")] == [1, 2, 3, 4]

@@ -1,0 +1,70 @@
+"""How much memory training takes, and what to do where there is too little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..errors import EchoDistillError
+from ..settings import TrainSettings
+
+GIB = 2**30
+# Counted by benchmarks.memory --counted for SD 2.1 and SD-Turbo with three critics in bf16 at 512 pixels: everything,
+# and activations alone, for each image that is computed at once.
+COUNTED_GIB = {"normal": 14.7, "low": 5.7}
+ACTIVATIONS_GIB = {"normal": 4.1, "low": 1.6}
+
+
+class OutOfMemoryError(EchoDistillError, torch.OutOfMemoryError):
+    """Memory ran out while training. The run goes on from its last checkpoint."""
+
+
+def activation_bytes(settings: TrainSettings, resolution: int) -> int:
+    """About how many bytes a training holds at the most besides weights and optimisers."""
+    images = settings.batch_size if settings.memory_mode == "normal" else 1
+    wide = 2 if settings.precision == "fp32" else 1
+    return int(ACTIVATIONS_GIB[settings.memory_mode] * GIB * wide * images * (resolution / 512) ** 2)
+
+
+def advice(settings: TrainSettings) -> str:
+    """What to change so that a training that ran out of memory fits, the changes that keep the run first."""
+    keeping = []
+    if settings.memory_mode == "normal":
+        keeping.append(
+            "memory_mode low, with which Stable Diffusion at 512 pixels in bf16 takes about "
+            f"{COUNTED_GIB['low']:.0f} GB in place of {COUNTED_GIB['normal']:.0f}"
+        )
+    keeping.append("closing other programs")
+    new = ["a smaller resolution"]
+    if settings.precision == "fp32":
+        new.append("precision bf16")
+    if settings.dinov2_backbone == "dinov2" and settings.critic_weights.get("dinov2"):
+        new.append("dinov2_backbone dinov2-small")
+    if settings.memory_mode == "normal" and settings.batch_size > 1:
+        new.append("batch_size 1")
+    return f"the same run goes on from its last checkpoint with {' or '.join(keeping)}; a new run needs less with " + (
+        f"{', '.join(new[:-1])} or {new[-1]}." if len(new) > 1 else f"{new[0]}."
+    )
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # A CPU's and MPS's allocators raise no exception of their own.
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+@contextmanager
+def explained(settings: TrainSettings) -> Iterator[None]:
+    """Raise OutOfMemoryError with advice where memory runs out in the block."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, OutOfMemoryError) or not ran_out(error):
+            raise
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OutOfMemoryError(f"memory ran out ({first}); {advice(settings)}") from error
