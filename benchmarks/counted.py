@@ -26,6 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.initialization import no_init_weights
 
 from echodistill_core.concept.images import ImageSet
+from echodistill_core.devices import DTYPES
 from echodistill_core.diffusion import NoiseSchedule
 from echodistill_core.losses import ms_swd
 from echodistill_core.models.architectures import Architecture
@@ -47,8 +48,8 @@ BLOCK = 512  # bytes; CUDA's allocator rounds up to them
 class Counted:
     """Of an iteration, by step.
 
-    weights: bytes before the first iteration. peak: bytes at the most, in the second, when the optimisers' moments are
-    there. flop: floating-point operations.
+    weights: bytes before the first iteration. peak: bytes at the most once the optimisers' moments are there, in the
+    critics' turn. flop: floating-point operations, in the mean over a cycle of the critics' turns.
     """
 
     weights: int
@@ -95,12 +96,15 @@ def count(settings: TrainSettings, scale: str = "full") -> Counted:
     batch = _batch(settings, architecture)
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, _as_on_a_gpu(live):
         run = _state(settings, architecture, scale)
-        weights, peak, flop = live.now, {}, {}
-        for name, step in _steps(run, batch).items():
-            with counting() as counter:
-                step()
-            flop[name] = counter.get_total_flops()
+        weights, peak = live.now, {}
+        flop = dict.fromkeys(_steps(run, batch), 0)
+        for run.step in range(settings.critic_every):
+            for name, step in _steps(run, batch).items():
+                with counting() as counter:
+                    step()
+                flop[name] += counter.get_total_flops() // settings.critic_every
         gc.collect()
+        run.step = 0
         # Without the counter, which holds on to what it has seen.
         for name, step in _steps(run, batch).items():
             live.peak = live.now
@@ -127,7 +131,7 @@ def _batch(settings: TrainSettings, architecture: Architecture) -> Batch:
 
 def _state(settings: TrainSettings, architecture: Architecture, scale: str) -> state.TrainState:
     """A state at step 0, of networks without numbers in the precision that they will have."""
-    dtype = state.DTYPES[settings.precision]
+    dtype = DTYPES[settings.precision]
     schedule = torch.linspace(0.99, 0.005, 1000)
     specs = SPECS if scale == "full" else TINY_SPECS
     torch.set_default_dtype(dtype)
@@ -179,6 +183,7 @@ def _as_on_a_gpu(live: Live) -> Iterator[None]:
         mock.patch.object(nn.Module, "_apply", apply),
         mock.patch.object(frugal, "_home", elsewhere),
         mock.patch.object(state, "ONE_MEMORY", ()),
+        mock.patch.object(state, "computes_bf16", return_value=True),
         mock.patch.object(ms_swd, "sorted_last", lambda x: tuple(x.sort(dim=-1))),
         mock.patch.object(ms_swd, "sorted_values", lambda x: x.sort(dim=-1).values),
     ):

@@ -1,7 +1,7 @@
 """How fast is prompt to picture in one step, against diffusers' pipeline and ComfyUI's own nodes?
 
     python -m benchmarks.sample [--scale tiny|full] [--device cpu|cuda] [--batches 1 8 32] [--out FILE.json]
-    python -m benchmarks.sample --comfyui http://127.0.0.1:8188     a prompt of the miniature in a running ComfyUI
+    python -m benchmarks.sample --comfyui http://127.0.0.1:8188 [--adapter NAME]    prompts in a running ComfyUI
 
 Then how long it takes from an adapter's file to the first picture with it. Each batch size is timed with the prompt's
 text encoded anew and kept, with the family's VAE and with a decoder of TAESD's architecture (diffusers'
@@ -156,9 +156,10 @@ def report(figures: Figures, batches: Sequence[int]) -> str:
     return "\n\n".join(tables)
 
 
-def comfyui_overhead(server: str) -> dict[str, float]:
+def comfyui_overhead(server: str, adapter: str = "") -> dict[str, float]:
     """Milliseconds of one-step prompts of the miniature in a running ComfyUI, each with another seed: medians.
 
+    adapter: one that Load Echo Adapter lists, which each prompt then puts on anew, with another strength.
     whole: from sending the prompt to the message that it is done. node: while One-Step Sample ran. The difference is
     ComfyUI's: validating, queueing, messages, and the picture's file.
     """
@@ -169,7 +170,7 @@ def comfyui_overhead(server: str) -> dict[str, float]:
     whole, node = [], []
     try:
         for i in range(WARM_UP + 3 * REPEATS):
-            prompt = _comfyui_prompt(seed=i)
+            prompt = _comfyui_prompt(i, adapter)
             body = json.dumps({"prompt": prompt, "client_id": client}).encode()
             begun = time.perf_counter()
             request = urllib.request.Request(f"{server}/prompt", body, {"Content-Type": "application/json"})
@@ -196,10 +197,18 @@ def comfyui_overhead(server: str) -> dict[str, float]:
     return {**found, "difference": found["whole"] - found["node"]}
 
 
-def _comfyui_prompt(seed: int) -> dict[str, Any]:
+def _comfyui_prompt(seed: int, adapter: str) -> dict[str, Any]:
     widgets = {"prompt": PROMPT, "seed": seed, "width": 64, "height": 64, "steps": "1", "batch_size": 1, "denoise": 1.0}
     links = {"model": ["models", 0], "clip": ["models", 2], "vae": ["models", 3]}
+    worn: dict[str, Any] = {}
+    if adapter:
+        bases = {"base_model": links["model"], "base_clip": links["clip"]}
+        strengths = {"strength_model": 0.5 + seed / 100, "strength_token": 1.0}
+        inputs = {**bases, "adapter_name": adapter, "role": "student", **strengths, "any_base": False}
+        worn = {"wear": {"class_type": "LoadEchoAdapter", "inputs": inputs}}
+        links |= {"model": ["wear", 0], "clip": ["wear", 1]}
     return {
+        **worn,
         "models": {"class_type": "LoadMiniature", "inputs": {"toy": "dotted-mug"}},
         "sample": {"class_type": "OneStepSample", "inputs": {**links, **widgets}},
         "show": {"class_type": "PreviewImage", "inputs": {"images": ["sample", 0]}},
@@ -213,10 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--comfyui", default="", help="the URL of a running ComfyUI with this pack; times that alone")
+    parser.add_argument("--adapter", default="", help="with --comfyui: an adapter of the miniature to put on each time")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     if given.comfyui:
-        found = comfyui_overhead(given.comfyui.rstrip("/"))
+        found = comfyui_overhead(given.comfyui.rstrip("/"), given.adapter)
         print(table(["prompt in ComfyUI", "ms"], [[name, f"{value:.1f}"] for name, value in found.items()]))
         return 0
     device = torch.device(given.device)

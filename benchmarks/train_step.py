@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echodistill_core.devices import DTYPES
 from echodistill_core.diffusion import timesteps_like
 from echodistill_core.errors import EchoDistillError
 from echodistill_core.losses.ms_swd import ms_swd
 from echodistill_core.training.one_step import look
-from echodistill_core.training.state import DTYPES, TrainState
+from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
 
 from .measure import Cost, Figures, Work, cost, device_name, matrix_ceiling, table

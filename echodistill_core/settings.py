@@ -158,8 +158,8 @@ class TrainSettings:
     )
     memory_mode: str = setting(
         "normal",
-        "low fits smaller GPUs: one image and one UNet at a time, activations made again; more time, the same result"
-        " but for rounding",
+        "fits smaller GPUs when low: one image and one UNet at a time, activations made again; more time, the same "
+        "result but for rounding",
         choices=("normal", "low"),
         determines_result=False,
     )

@@ -24,6 +24,7 @@ from ..adapter.file import Adapter, read_adapter
 from ..concept.augment import to_unit
 from ..concept.photographs import Photograph, load_photograph, load_photographs, to_square
 from ..concept.prompts import check_prompt
+from ..devices import DTYPES, pick_device
 from ..errors import InputError
 from ..models.family import Family
 from ..models.open import open_family
@@ -36,7 +37,7 @@ from ..training import session
 from ..training.identity import fingerprint_of
 from ..training.run import STAGES, Run, open_run
 from ..training.start import start_files
-from ..training.state import DTYPES, needs_teacher, pick_device
+from ..training.state import needs_teacher
 from .arguments import COMPUTING, given
 from .facts import adapter_facts, lines, run_facts
 from .progress import ProgressBar, has_display, say, shown_warnings, stoppable

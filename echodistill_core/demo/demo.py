@@ -18,6 +18,7 @@ from torch import Tensor
 from ..adapter.apply import personalised
 from ..adapter.file import read_adapter
 from ..concept.augment import to_unit
+from ..devices import pick_device
 from ..files import write_json, write_text
 from ..miniature.judges import load_judges
 from ..models.family import Family
@@ -28,7 +29,6 @@ from ..settings import EchoSettings, TrainSettings
 from ..training import session
 from ..training.events import Listener
 from ..training.run import Run, open_run
-from ..training.state import pick_device
 from .lesson import Lesson
 from .page import Column, Page, render
 from .scores import score

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import re
+import weakref
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +16,13 @@ from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
 from ..errors import InputError
 
-_TOKENIZERS_KEPT = 4
+_TAUGHT_KEPT = 4
 # A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
 _PLACEHOLDER = re.compile(r"[^\s():,|\\/\"']+")
+
+
+# Tokenizers by the one that they were copied from and the words they know; see `taught`.
+_taught: weakref.WeakKeyDictionary[CLIPTokenizer, dict[frozenset[str], CLIPTokenizer]] = weakref.WeakKeyDictionary()
 
 
 @lru_cache(maxsize=1)
@@ -71,6 +76,27 @@ def add_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
     tokenizer.add_tokens([AddedToken(placeholder, normalized=True, single_word=placeholder.isalnum())])
 
 
+def taught(tokenizer: CLIPTokenizer, placeholders: Iterable[str]) -> CLIPTokenizer:
+    """A copy of the tokenizer that knows these words; itself where there are none. Not to be changed.
+
+    A tokenizer cannot forget an added word, so each set of words has its own. Copying one takes a third of a second,
+    more than a picture does, so the last few are kept as long as the tokenizer that they were made from.
+    Raises InputError as `check_placeholder` does.
+    """
+    words = frozenset(placeholders)
+    if not words:
+        return tokenizer
+    known = _taught.setdefault(tokenizer, {})
+    if words not in known:
+        copied = copy.deepcopy(tokenizer)
+        for word in sorted(words):
+            add_placeholder(copied, word)
+        while len(known) >= _TAUGHT_KEPT:
+            del known[next(iter(known))]
+        known[words] = copied
+    return known[words]
+
+
 def mean_rows(table: Tensor, ids: Sequence[int], count: int) -> Tensor:
     """What a placeholder begins as: the mean of the class noun's rows of the table, (count, width), float32."""
     return table[torch.tensor(ids, device=table.device)].detach().float().mean(dim=0).repeat(count, 1)
@@ -89,7 +115,6 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.placeholders: dict[str, int] = {}
         self._plain_tokenizer = tokenizer
-        self._taught: dict[frozenset[str], CLIPTokenizer] = {}
 
     @property
     def table(self) -> Tensor:
@@ -109,26 +134,9 @@ class TextEncoder(nn.Module):
         Raises InputError for a word that cannot be a placeholder.
         """
         encoder = TextEncoder(self.model, self._plain_tokenizer)
-        encoder.tokenizer, encoder.placeholders = self._tokenizer_for(placeholders), dict(placeholders)
-        encoder._taught = self._taught
+        encoder.tokenizer = taught(self._plain_tokenizer, placeholders)
+        encoder.placeholders = dict(placeholders)
         return encoder
-
-    def _tokenizer_for(self, placeholders: Iterable[str]) -> CLIPTokenizer:
-        """A tokenizer that knows these words. It cannot forget an added one, so each set of words gets its own.
-
-        Copying takes a third of a second, so the last few are kept.
-        """
-        words = frozenset(placeholders)
-        if not words:
-            return self._plain_tokenizer
-        if words not in self._taught:
-            tokenizer = copy.deepcopy(self._plain_tokenizer)
-            for name in sorted(words):
-                add_placeholder(tokenizer, name)
-            while len(self._taught) >= _TOKENIZERS_KEPT:
-                del self._taught[next(iter(self._taught))]
-            self._taught[words] = tokenizer
-        return self._taught[words]
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, 77), padded; ids from 49408 on are the placeholders' rows, in order of declaration.

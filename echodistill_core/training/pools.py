@@ -16,6 +16,7 @@ from ..adapter.file import read_adapter
 from ..concept.images import ImageSet
 from ..concept.photographs import Photograph
 from ..concept.prompts import TEMPLATES, caption, check_prompt
+from ..devices import DTYPES, pick_device
 from ..errors import InputError
 from ..files import remove_leftovers, write_json
 from ..models.family import Family
@@ -24,7 +25,6 @@ from .events import Listener, PoolProgress
 from .identity import fingerprint_of
 from .pngs import read_pngs, write_png
 from .run import Run
-from .state import DTYPES, pick_device
 
 TEACHER_POOL_SEED = 2_000_000  # far from the seeds of previews, the echo's pool and a user's first samples
 

@@ -10,6 +10,7 @@ import torch
 
 from ..concept.images import square_images
 from ..concept.photographs import Photograph
+from ..devices import pick_device
 from ..errors import InputError
 from ..models.family import Family
 from ..models.sources import ModelSources, backbone_source
@@ -25,7 +26,7 @@ from .memory import explained
 from .prior import add_prior
 from .run import Run, check_new_folder, create_or_resume, open_run
 from .start import Start, read_start
-from .state import TrainState, check_learns, needed_backbones, new_optimizers, new_state, pick_device
+from .state import TrainState, check_learns, needed_backbones, new_optimizers, new_state
 
 
 def train(

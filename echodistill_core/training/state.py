@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import DTYPES, ONE_MEMORY, computes_bf16, pick_device
 from ..errors import DivergedError, InputError
 from ..losses.adversarial import CriticHead
 from ..models.family import Denoiser, Family
@@ -21,8 +23,6 @@ from .trainable import TrainedWeights
 
 ROLES = ("teacher", "student")
 CRITICS = ("clip", "dino", "dinov2")
-ONE_MEMORY = ("cpu", "mps")  # devices whose memory is the host's, so that nothing is saved by moving weights there
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def needed_backbones(settings: TrainSettings) -> dict[str, str]:
@@ -31,21 +31,6 @@ def needed_backbones(settings: TrainSettings) -> dict[str, str]:
     if settings.aligns and settings.identity_weight > 0:
         roles.add("clip")
     return {role: settings.dinov2_backbone if role == "dinov2" else role for role in sorted(roles)}
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" prefers CUDA, then Apple's MPS. Raises InputError where it is not there."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:  # an assertion: a PyTorch that was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used ({reason}); expected auto, cpu, cuda or mps.") from error
-    return device
 
 
 @dataclass
@@ -227,6 +212,9 @@ def new_state(
         if role not in backbones:
             raise InputError(f"these settings need the backbone {name}; load it, or set the weights of its terms to 0.")
     device = pick_device(settings.device)
+    if settings.precision == "bf16" and not computes_bf16(device):
+        text = f"{device} has no instructions for bfloat16: precision bf16 halves memory there, but fp32 is faster."
+        warnings.warn(text, stacklevel=2)
     init = torch.Generator().manual_seed(settings.seed)
     denoisers = {"student": family.student}
     if family.teacher is not None and settings.teaches:

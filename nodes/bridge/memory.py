@@ -11,11 +11,11 @@ from typing import Any
 import comfy.model_management as mm
 import torch
 
+from ...echodistill_core.devices import DTYPES, ONE_MEMORY
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.perception.load import Place
 from ...echodistill_core.settings import TrainSettings
 from ...echodistill_core.training.memory import activation_bytes
-from ...echodistill_core.training.state import DTYPES, ONE_MEMORY
 
 GB = 1024**3
 MASTER_BYTES = 16  # of each number that learns: its value, its gradient and AdamW's two moments, in float32

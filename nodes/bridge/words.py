@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ...echodistill_core.errors import InputError
-from ...echodistill_core.models.text import add_placeholder, mean_rows
+from ...echodistill_core.models.text import mean_rows
+from ...echodistill_core.models.text import taught as taught_tokenizer
 from .weights import clip_name, embedding_table
 
 WORDS = "echodistill_words"  # attribute of a tokenizer of ours: placeholder -> class noun
@@ -34,8 +35,7 @@ def teach(clip: Any, placeholder: str, class_noun: str, rows: Tensor) -> Any:
             f"the placeholder {placeholder} is in use by another adapter on this CLIP; train one of the two with "
             "another placeholder."
         )
-    tokenizer = copy.deepcopy(getattr(inner.tokenizer, "tokenizer", inner.tokenizer))
-    add_placeholder(tokenizer, placeholder)
+    tokenizer = taught_tokenizer(getattr(inner.tokenizer, "tokenizer", inner.tokenizer), [placeholder])
     known: dict[int, Tensor] = dict(getattr(inner, ROWS, {}))
     # Ids of rows lie past those of every added word, of which there will never be so many.
     first = 1_000_000 + len(known)

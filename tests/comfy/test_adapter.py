@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks import sample as benchmark
 from echodistill_core.adapter.file import read_adapter
 
 PROMPT = "photo of a <new1> mug on the beach"
@@ -47,6 +48,13 @@ def sampled(server, info, base, graph, prompt, prefix, model="adapter", clip="ad
     outcome = server.run({**graph, **chain})
     assert not outcome.error
     return latent(base, prefix)
+
+
+def test_what_putting_an_adapter_on_anew_costs_can_be_told(server, saved, monkeypatch):
+    """Every prompt runs Load Echo Adapter again, which is beside One-Step Sample in the whole."""
+    monkeypatch.setattr(benchmark, "REPEATS", 1)
+    found = benchmark.comfyui_overhead(f"http://127.0.0.1:{server.port}", saved)
+    assert 0 < found["node"] < found["whole"]
 
 
 def test_it_equals_stock_load_lora_with_the_embedding(server, info, base, saved):

@@ -378,5 +378,8 @@ def test_a_tokenizer_is_made_once_for_each_set_of_words_and_the_last_few_are_kep
     assert encoder.with_placeholders({}).tokenizer is encoder.tokenizer
     for i in range(5):
         encoder.with_placeholders({f"<word{i}>": 1})
-    assert len(encoder._taught) == 4
     assert len(copied) == 7
+    encoder.with_placeholders({"<word1>": 1})  # the fourth last
+    assert len(copied) == 7
+    encoder.with_placeholders(one)
+    assert len(copied) == 8

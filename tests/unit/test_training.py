@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from echodistill_core.adapter.apply import personalised
 from echodistill_core.adapter.file import read_adapter
 from echodistill_core.concept.images import square_images
 from echodistill_core.concept.photographs import load_photographs
+from echodistill_core.devices import pick_device
 from echodistill_core.errors import DivergedError, InputError
 from echodistill_core.models import layout
 from echodistill_core.sampling import sample
@@ -25,7 +27,7 @@ from echodistill_core.training.events import CheckpointSaved, LossesLogged, Prev
 from echodistill_core.training.loop import adapters_of, preview
 from echodistill_core.training.run import open_run
 from echodistill_core.training.samples import one_step_images
-from echodistill_core.training.state import new_state, pick_device
+from echodistill_core.training.state import new_state
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
 from echodistill_core.training.trainable import LowRank, TrainedWeights, trained_names
 
@@ -699,3 +701,16 @@ def test_training_works_inside_inference_mode(train_tiny, tiny_family, tmp_path)
 def test_devices_by_name():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False), ("SVE256", False)])
+def test_bf16_on_a_cpu_without_instructions_for_it_works_and_says_so(tiny_state, monkeypatch, capability, warned):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = tiny_state(precision="bf16")
+        tiny_state(precision="fp32")
+    assert state.family.vae.dtype == torch.bfloat16
+    said = [str(w.message) for w in caught if "bfloat16" in str(w.message)]
+    expected = "cpu has no instructions for bfloat16: precision bf16 halves memory there, but fp32 is faster."
+    assert said == [expected] * warned

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...training.state import pick_device
+from ...devices import pick_device
 from .make import TINY, Amounts, make
 
 if __name__ == "__main__":

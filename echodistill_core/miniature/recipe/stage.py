@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ...devices import computes_bf16
 from ...files import replacing
 
 WARMUP = 100
@@ -38,9 +39,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 def precision(device: torch.device) -> torch.autocast:
     """Matrices in bfloat16 where that is twice as fast; the recipe's noise is far larger than its rounding."""
-    # A CPU of narrower vectors computes it by way of float32, several times slower than in float32 itself.
-    slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("NO AVX", "DEFAULT", "AVX2")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=not slow)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_bf16(device))
 
 
 def train(
