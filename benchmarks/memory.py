@@ -57,7 +57,7 @@ def counted_table(cells: Mapping[str, Any]) -> str:
         ]
         for mode, cell in cells.items()
     ]
-    return table(["GiB, counted", "weights", *(f"{step}'s step" for step in steps), "TFLOP"], rows)
+    return table(["GiB, counted", "weights", *(f"step of {step}" for step in steps), "TFLOP"], rows)
 
 
 def main(arguments: Sequence[str] | None = None, *, isolated: bool = True) -> int:

@@ -155,7 +155,7 @@ class Plain:
         """Step 1: the teacher."""
         with torch.no_grad():
             posterior = self.vae.encode(batch.pixels).latent_dist
-            drawn = self._randn(posterior.mean.shape)
+            drawn = batch.posterior_noise["teacher"]
             z = self.scale * (posterior.mean + posterior.std * drawn)
         noise, t = self._randn(z.shape), self._timesteps(len(z))
         zt, target = self.ddpm["teacher"].add_noise(z, noise, t), self.ddpm["teacher"].get_velocity(z, noise, t)

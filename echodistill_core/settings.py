@@ -196,12 +196,17 @@ class TrainSettings:
         return self.teacher_weight > 0
 
     @property
+    def reconstructing_roles(self) -> tuple[str, ...]:
+        """The roles that learn by reconstruction (Eq. 1), in the order of an iteration."""
+        weights = {"teacher": self.teacher_weight, "student": self.student_reconstruction_weight}
+        return tuple(role for role, weight in weights.items() if weight > 0)
+
+    @property
     def prior_roles(self) -> tuple[str, ...]:
         """The roles that learn by reconstruction with prior preservation. A token alone is in no caption of a class."""
         if self.prior_weight == 0 or self.trainable == "token":
             return ()
-        weights = {"teacher": self.teacher_weight, "student": self.student_reconstruction_weight}
-        return tuple(role for role, weight in weights.items() if weight > 0)
+        return self.reconstructing_roles
 
     @property
     def generates(self) -> bool:

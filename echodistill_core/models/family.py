@@ -84,6 +84,11 @@ class Family:
         return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of the latents: 4 for every Stable Diffusion VAE."""
+        return int(self.vae.config["latent_channels"])
+
+    @property
     def device(self) -> torch.device:
         """Where the student is."""
         return self.student.unet.conv_in.weight.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,8 @@ class Batch:
     pixels: (B, 3, S, S) in [-1, 1] and mask: (B, 1, s, s), what the teacher learns from. prompts: their captions.
     real: (B, 3, S, S) in [-1, 1], what the critics take for real. student_prompts: captions of those.
     views, real_views: names of the views in `pixels` and `real`, the same whenever a view comes again; None for one
-    that was augmented and never will.
+    that was augmented and never will. posterior_noise: role -> unit noise (B, 4, s, s) with which the latents of
+    `pixels` are drawn from the VAE's posterior for that role's reconstruction.
     """
 
     pixels: Tensor
@@ -32,6 +33,7 @@ class Batch:
     student_prompts: tuple[str, ...]
     views: tuple[Hashable, ...]
     real_views: tuple[Hashable, ...]
+    posterior_noise: Mapping[str, Tensor]
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -45,18 +47,25 @@ class Batch:
         return self._each(Tensor.pin_memory) if torch.cuda.is_available() else self
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(self, pixels=change(self.pixels), mask=change(self.mask), real=change(self.real))
+        noise = {role: change(drawn) for role, drawn in self.posterior_noise.items()}
+        pixels, mask, real = (change(x) for x in (self.pixels, self.mask, self.real))
+        return replace(self, pixels=pixels, mask=mask, real=real, posterior_noise=noise)
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Where batches come from: a main set, and a share of draws from a second (the photographs, while echoing)."""
+    """Where batches come from: a main set, and a share of draws from a second (the photographs, while echoing).
+
+    factor: pixels per latent. channels: of the latents. roles: who learns by reconstruction; None is as settings say.
+    """
 
     main: ImageSet
     settings: TrainSettings
     factor: int
     second: ImageSet | None = None
     second_share: float = 0.0
+    channels: int = 4
+    roles: tuple[str, ...] | None = None
 
     def draw(self, step: int, generator: torch.Generator) -> Batch:
         """The batch of this step. The order is a function of step and seed; the views come from `generator`."""
@@ -72,9 +81,13 @@ class TrainingImages:
             real.append(view if self.settings.critic_canvas else plain_view(image, self.factor, mirror))
             captions.append(text)
             places.append((id(images), place))
+        mask = torch.stack([v.mask for v in views])
+        roles = self.settings.reconstructing_roles if self.roles is None else self.roles
+        shape = (len(views), self.channels, *mask.shape[-2:])
         return Batch(
+            posterior_noise={role: torch.randn(shape, generator=generator) for role in roles},
             pixels=torch.stack([v.pixels for v in views]),
-            mask=torch.stack([v.mask for v in views]),
+            mask=mask,
             prompts=tuple(f"{v.words} {text}".strip() for v, text in zip(views, captions, strict=True)),
             real=torch.stack([v.pixels for v in real]),
             student_prompts=tuple(f"{v.words} {text}".strip() for v, text in zip(real, captions, strict=True)),

@@ -46,11 +46,11 @@ class OneAtATime:
         self._hooks = [network.register_forward_pre_hook(self._enter) for network in networks]
 
     def end(self) -> None:
-        """Bring every network back and watch them no more."""
+        """Watch the networks no more. Their weights stay where they are: Family.restore has its own, and on a device
+        that just ran out of memory there may be no room for them.
+        """
         for hook in self._hooks:
             hook.remove()
-        for network in self._homes:
-            self._bring(network)
 
     def leave(self) -> None:
         """Make room for what is no UNet: the one on the device leaves it."""

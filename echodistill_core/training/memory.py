@@ -14,7 +14,7 @@ GIB = 2**30
 # Counted by benchmarks.memory --counted for SD 2.1 and SD-Turbo with three critics in bf16 at 512 pixels: everything,
 # and activations alone, for each image that is computed at once.
 COUNTED_GIB = {"normal": 14.7, "low": 5.7}
-ACTIVATIONS_GIB = {"normal": 4.1, "low": 1.6}
+ACTIVATIONS_GIB = {"normal": 4.1, "low": 0.8}
 
 
 class OutOfMemoryError(EchoDistillError, torch.OutOfMemoryError):

@@ -36,4 +36,6 @@ def add_prior(state: TrainState, run: Run, listen: Listener) -> None:
         images = kept_pool(run.folder / "prior" / role, prompts, draw, listen, name=f"{role}'s class images")
         # Neither grey canvas nor zoom, as in the works this is from: the class is to stay what it was.
         plain = replace(settings, augment=False, critic_canvas=True)
-        state.prior[role] = TrainingImages(images, plain, state.family.latent_factor)
+        state.prior[role] = TrainingImages(
+            images, plain, state.family.latent_factor, channels=state.family.latent_channels, roles=(role,)
+        )

@@ -67,7 +67,7 @@ def train(
     with _training(family, backbones, settings, begun) as state:
         add_prior(state, run, listen)
         _resume(state, run, "distil")
-        source = TrainingImages(images, settings, family.latent_factor)
+        source = TrainingImages(images, settings, family.latent_factor, channels=family.latent_channels)
         train_stage(state, run, "distil", source, settings.iterations, listen)
     return run
 
@@ -107,7 +107,9 @@ def echo(
             if not settings.carry_optimizers:
                 state.optimizers = new_optimizers(state)
         photographs = run.photographs() if settings.real_share > 0 else None
-        source = TrainingImages(pool, distil, family.latent_factor, photographs, settings.real_share)
+        source = TrainingImages(
+            pool, distil, family.latent_factor, photographs, settings.real_share, family.latent_channels
+        )
         train_stage(state, run, "echo", source, settings.iterations, listen)
     return run
 

@@ -38,7 +38,7 @@ class TrainState:
     """One run in memory.
 
     rows: the placeholder's embeddings (vectors, width) as each role reads them; one and the same tensor where shared.
-    critics: heads by backbone role. generators: "data" draws views, "noise" all else; both on the CPU,
+    critics: heads by backbone role. generators: "data" draws batches, "noise" all else; both on the CPU,
     so that a run draws the same numbers on every device. prior: images of the class by the role that they keep from
     drifting (training.prior), with the generator "prior". given: the roles that began from an adapter (training.start).
     one_unet: in memory_mode low, what keeps one UNet at a time on a device that has memory of its own.

@@ -75,11 +75,11 @@ def _reconstruct(state: TrainState, role: str, batch: Batch, weight: float, *, p
     """
     denoiser, leaves = state.denoiser(role), state.leaves(role)
     generator = "prior" if prior else "noise"
-    posterior_noise, noise = (state.draw_noise(batch, generator) for _ in range(2))
+    noise = state.draw_noise(batch, generator)
     t = state.draw_timesteps(denoiser, len(batch), generator)
     total = torch.zeros((), device=state.device)
     for part, share in state.parts(len(batch)):
-        z = state.family.scaled(_posterior(state, batch, part), posterior_noise[part])
+        z = state.family.scaled(_posterior(state, batch, part), batch.posterior_noise[role][part])
         zt = denoiser.schedule.add_noise(z, noise[part], t[part])
         target = denoiser.schedule.target(z, noise[part], t[part])
         text = state.read(batch.prompts[part], role, learning=not prior)

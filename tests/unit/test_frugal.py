@@ -1,0 +1,73 @@
+"""What memory_mode low is made of: layers computed again, and networks that take turns on the device."""
+
+import pytest
+import torch
+from torch import nn
+
+from echodistill_core.training.frugal import Layers, OneAtATime
+
+
+def test_layers_give_value_and_gradient_of_their_chain():
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 5), torch.tanh, nn.Linear(5, 4), lambda x: x.square().sum(-1)]
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    for layer in layers:
+        if isinstance(layer, nn.Module):
+            layer.double().requires_grad_(False)
+    value = x
+    for layer in layers:
+        value = layer(value)
+    upstream = torch.randn_like(value)
+    (expected,) = torch.autograd.grad(value, x, upstream)
+    chain = Layers(layers)
+    for _ in range(2):  # again, as the next iteration does
+        found = chain.forward(x)
+        assert not found.requires_grad
+        torch.testing.assert_close(found, value.detach())
+        torch.testing.assert_close(chain.backward(upstream), expected)
+        assert x.grad is None
+
+
+@pytest.mark.parametrize("size", [64, 48])
+def test_the_decoders_layers_are_decode(tiny_family, size):
+    family = tiny_family()
+    z = torch.randn(2, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    image = family.decode(z)
+    chain = Layers(family.decoding())
+    assert len(family.decoding()) > 6
+    found = chain.forward(z)
+    torch.testing.assert_close(found, image.detach())
+    upstream = torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        chain.backward(upstream), torch.autograd.grad(image, z, upstream)[0], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_networks_take_turns_and_what_learns_stays():
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2)]
+    for network in networks:
+        network[0].requires_grad_(False)
+    x = torch.randn(3, 4)
+    expected = [network(x) for network in networks]
+    trained = [network[1].weight for network in networks]
+    turns = OneAtATime(networks, torch.device("cpu"))
+
+    def sizes():
+        return [network[0].weight.numel() for network in networks]
+
+    assert sizes() == [0, 0]
+    for i in (0, 1, 1, 0):
+        out = networks[i](x)
+        assert torch.equal(out, expected[i])
+        assert sizes() == [16 * (i == 0), 16 * (i == 1)]
+    # A graph keeps what it needs, whoever's turn it is.
+    networks[1](x)
+    out.sum().backward()
+    assert networks[0][1].weight.grad is not None
+    turns.leave()
+    assert sizes() == [0, 0]
+    assert all(network[1].weight is weight for network, weight in zip(networks, trained, strict=True))
+    turns.end()
+    with pytest.raises(RuntimeError):
+        networks[0](x)  # nobody brings the weights any more
