@@ -39,7 +39,8 @@ def class_images(count=1, seed=0):
 
 
 def give(state, role, images):
-    state.prior[role] = TrainingImages(images, TrainSettings(batch_size=1, augment=False, flip=False), 8)
+    settings = TrainSettings(batch_size=1, augment=False, flip=False)
+    state.prior[role] = TrainingImages(images, settings, 8, roles=(role,))
     return state
 
 
