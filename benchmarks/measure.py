@@ -46,9 +46,12 @@ class Cost:
 
 
 def cost(work: Work, device: torch.device, warm_up: int = WARM_UP, repeats: int = REPEATS) -> Cost:
-    """Measure a piece of work that can be repeated. It is counted once, apart from the timing."""
-    with counting() as counter:
-        work()
+    """Measure a piece of work that can be repeated. It is counted in the warm-up; without one, its flop is 0."""
+    flop = 0
+    if warm_up:
+        with counting() as counter:
+            work()
+        flop = counter.get_total_flops()
     for _ in range(warm_up - 1):
         work()
     _reset_peak(device)
@@ -59,7 +62,7 @@ def cost(work: Work, device: torch.device, warm_up: int = WARM_UP, repeats: int 
         work()
         _wait(device)
         times.append(time.perf_counter() - begun)
-    return Cost(statistics.median(times), min(times), max(times), _peak(device), counter.get_total_flops())
+    return Cost(statistics.median(times), min(times), max(times), _peak(device), flop)
 
 
 def counting() -> FlopCounterMode:

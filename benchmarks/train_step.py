@@ -1,6 +1,7 @@
 """What does one iteration of training cost, whole and by its parts, against the method read literally?
 
     python -m benchmarks.train_step [--scale tiny|full] [--device cpu|cuda] [--modes paper ...] [--out FILE.json]
+    python -m benchmarks.train_step --alternate 20      plain and the modes in turns, for a machine with neighbours
 
 The plain version (benchmarks/plain: float32, eager, nothing reused) and every mode run one after the other in this
 process; the modes in bf16 on a GPU, unless --precision says otherwise. With --out an interrupted run goes on where it
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,7 +30,7 @@ from echodistill_core.training.one_step import look
 from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
 
-from .measure import Cost, Figures, Work, cost, device_name, matrix_ceiling, table
+from .measure import WARM_UP, Cost, Figures, Work, cost, device_name, matrix_ceiling, table
 from .workbench import Workbench
 
 PLAIN = "plain"
@@ -150,6 +152,33 @@ def _plain(bench: Workbench) -> Cost:
     return cost(lambda: peer.iterate(bench.batch(start.settings, peer.data)), bench.device)
 
 
+def alternate(bench: Workbench, modes: Sequence[str], precision: str, rounds: int) -> str:
+    """Time whole iterations of the plain version and the modes in turns, so that a slow minute is slow for all."""
+    start = bench.state(bench.settings())
+    peer = bench.plain(start)
+    works: dict[str, Work] = {PLAIN: lambda: peer.iterate(bench.batch(start.settings, peer.data))}
+    for mode in modes:
+        works[mode] = iteration(bench.state(bench.settings(precision=precision, **MODES[mode])), bench)
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(WARM_UP + rounds):
+        for name, work in works.items():
+            seconds = cost(work, bench.device, 0, 1).seconds
+            if i >= WARM_UP:
+                times[name].append(seconds)
+    plain = times[PLAIN]
+    rows = [
+        [
+            name,
+            f"{statistics.median(own) * 1e3:.1f}",
+            f"{min(own) * 1e3:.1f}",
+            f"{statistics.median(a / b for a, b in zip(plain, own, strict=True)):.2f}",
+            f"{min(plain) / min(own):.2f}",
+        ]
+        for name, own in times.items()
+    ]
+    return table([f"{rounds} in turns", "median ms", "fastest ms", "faster", "by the fastest"], rows)
+
+
 def report(figures: Figures, modes: Sequence[str], precision: str) -> str:
     """Two tables: the modes against the plain version, and the parts of each."""
     cells = figures.record["cells"]
@@ -185,10 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--precision", choices=list(DTYPES), help="bf16 on a GPU and fp32 elsewhere unless given")
     parser.add_argument("--resolution", type=int, default=0, help="pixels; 0 takes the family's own")
+    parser.add_argument("--alternate", type=int, default=0, metavar="N", help="N whole iterations of each, in turns")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
     precision = given.precision or ("bf16" if device.type == "cuda" else "fp32")
+    if given.alternate:
+        bench = Workbench(given.scale, device, given.resolution)
+        print(alternate(bench, given.modes, precision, given.alternate))
+        return 0
     try:
         settings = {"scale": given.scale, "resolution": given.resolution, "precision": precision}
         figures = Figures(given.out, "train_step", device, settings)

@@ -40,6 +40,18 @@ def test_parts_make_up_the_iteration_and_a_second_run_measures_nothing(once, tmp
     assert "give another --out" in capsys.readouterr().err
 
 
+def test_in_turns_a_slow_minute_is_slow_for_all(monkeypatch, capsys):
+    """Each round runs plain and the mode once; the ratio is the rounds' median, which one slow round does not move."""
+    rounds = iter([(1.0, 1.0)] * train_step.WARM_UP + [(0.4, 0.2), (4.0, 2.0), (0.4, 0.2)])
+    seconds = iter([s for pair in rounds for s in pair])
+    monkeypatch.setattr(train_step, "cost", lambda *arguments: measure.Cost(next(seconds), 0, 0, None, 0))
+    assert train_step.main(["--alternate", "3", "--modes", "low"]) == 0
+    plain, low = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert plain == ["plain", "400.0", "400.0", "1.00", "1.00"]
+    assert low == ["low", "200.0", "200.0", "2.00", "2.00"]
+    assert next(seconds, None) is None
+
+
 def test_operations_are_counted_as_they_are_by_hand():
     a, b = torch.randn(3, 5), torch.randn(5, 7)
     found = measure.cost(lambda: a @ b, torch.device("cpu"), 1, 3)
