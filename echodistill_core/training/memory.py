@@ -29,23 +29,21 @@ def activation_bytes(settings: TrainSettings, resolution: int) -> int:
 
 
 def advice(settings: TrainSettings) -> str:
-    """What to change so that a training that ran out of memory fits, the changes that keep the run first."""
-    keeping = []
+    """What to change so that a training that ran out of memory fits: what keeps the run, then what makes another."""
+    keeping = "with other programs closed"
     if settings.memory_mode == "normal":
-        keeping.append(
-            "memory_mode low, with which Stable Diffusion at 512 pixels in bf16 takes about "
-            f"{COUNTED_GIB['low']:.0f} GB in place of {COUNTED_GIB['normal']:.0f}"
-        )
-    keeping.append("closing other programs")
-    new = ["a smaller resolution"]
+        low, normal = (f"{COUNTED_GIB[mode]:.0f}" for mode in ("low", "normal"))
+        fits = f"about {low} GB for Stable Diffusion at 512 pixels in bf16, in place of {normal}"
+        keeping = f"with memory_mode low ({fits}) or {keeping}"
+    another = ["a smaller resolution"]
     if settings.precision == "fp32":
-        new.append("precision bf16")
+        another.append("precision bf16")
     if settings.dinov2_backbone == "dinov2" and settings.critic_weights.get("dinov2"):
-        new.append("dinov2_backbone dinov2-small")
+        another.append("dinov2_backbone dinov2-small")
     if settings.memory_mode == "normal" and settings.batch_size > 1:
-        new.append("batch_size 1")
-    return f"the same run goes on from its last checkpoint with {' or '.join(keeping)}; a new run needs less with " + (
-        f"{', '.join(new[:-1])} or {new[-1]}." if len(new) > 1 else f"{new[0]}."
+        another.append("batch_size 1")
+    return (
+        f"the same run goes on from its last checkpoint, {keeping}; another run takes less with {' or '.join(another)}."
     )
 
 
