@@ -15,6 +15,7 @@ from echodistill_core.settings import EchoSettings
 from echodistill_core.tensorfile import read_tensors
 from echodistill_core.training import session, state
 from echodistill_core.training.events import LossesLogged, StepDone
+from echodistill_core.training.memory import OutOfMemoryError
 
 SOURCES = ModelSources(family="tiny")
 
@@ -79,7 +80,7 @@ def test_a_state_that_cannot_be_made_leaves_the_family_alone(tmp_path, tiny_fami
         raise MemoryError("no room for optimisers")
 
     monkeypatch.setattr(state, "new_optimizers", fail)
-    with pytest.raises(MemoryError):
+    with pytest.raises(OutOfMemoryError, match="no room for optimisers"):
         train_tiny(tmp_path / "run", family, trainable="lora")
     assert_equal(before, contents(family))
 
