@@ -42,6 +42,8 @@ from .pngs import read_pngs, write_png
 FORMAT_VERSION = 1
 STAGES = ("distil", "echo")
 RECORD = ("fingerprint", "identity", "settings", "sources", "photographs", "echo", "finished")
+# Settings of earlier runs that are no more: a way to save memory, as memory_mode is now, that changed no result.
+_GONE = ("gradient_checkpointing",)
 
 
 @dataclass
@@ -54,7 +56,8 @@ class Run:
     @property
     def settings(self) -> TrainSettings:
         """The settings of its distillation stage: all as they are recorded, whatever presets and families say today."""
-        return from_options(TrainSettings, {**dataclasses.asdict(TrainSettings()), **self.record["settings"]})
+        recorded = {n: v for n, v in self.record["settings"].items() if n not in _GONE}
+        return from_options(TrainSettings, {**dataclasses.asdict(TrainSettings()), **recorded})
 
     @property
     def sources(self) -> ModelSources:

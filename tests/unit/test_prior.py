@@ -217,6 +217,8 @@ def test_a_run_from_before_there_was_the_setting_stays_what_it_was(train_tiny, t
         for name in ("prior_weight", "prior_images"):
             del record[part][name]
     record["settings"]["preset"] = "tuned"  # whose values of today are no business of a run of yesterday
+    del record["settings"]["memory_mode"]
+    record["settings"]["gradient_checkpointing"] = True  # as memory was saved then
     record["fingerprint"] = fingerprint_of(record["identity"])
     (folder / "run.json").write_text(json.dumps(record))
     assert open_run(folder).settings.prior_weight == 0.0
