@@ -28,7 +28,7 @@ from echodistill_core.errors import EchoDistillError
 from echodistill_core.losses.ms_swd import ms_swd
 from echodistill_core.training.one_step import look
 from echodistill_core.training.state import TrainState
-from echodistill_core.training.steps import critic_step, student_step, teacher_step
+from echodistill_core.training.steps import iterate
 
 from .measure import WARM_UP, Cost, Figures, Work, cost, device_name, matrix_ceiling, table
 from .workbench import Workbench
@@ -46,9 +46,7 @@ def iteration(state: TrainState, bench: Workbench) -> Work:
 
     def work() -> None:
         batch = bench.batch(state.settings, state.generators["data"], state.step)
-        teacher_step(state, batch)
-        _, made = student_step(state, batch)
-        critic_step(state, batch, made)
+        iterate(state, batch)
         state.step += 1  # so that critics have their turns
 
     return work

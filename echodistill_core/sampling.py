@@ -29,7 +29,7 @@ def draw_noise(family: Family, count: int, height: int, width: int, seed: int | 
         raise InputError(
             f"size {width}x{height} cannot be made; expected multiples of {factor} pixels, for instance 512x512."
         )
-    shape = (family.student.unet.config["in_channels"], height // factor, width // factor)
+    shape = (family.latent_channels, height // factor, width // factor)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 

@@ -178,6 +178,7 @@ class _LevelDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, directions: Tensor) -> Tensor:
+        """The distance, (B,). The images' gradient is made with it and kept for `backward`."""
         wanted = ctx.needs_input_grad[:2]
         gradients = [torch.zeros_like(x) if want else torch.empty(0) for x, want in zip((a, b), wanted, strict=True)]
         distance = a.new_zeros(len(a))
@@ -204,6 +205,7 @@ class _LevelDistance(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """The images' gradient, times each sample's share."""
         a, b = (g * upstream.reshape(-1, 1, 1, 1) if g.numel() else None for g in ctx.saved_tensors)
         return a, b, None
 

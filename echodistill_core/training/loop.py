@@ -19,7 +19,7 @@ from .rates import decay, full_rates, set_rates
 from .run import Run
 from .samples import one_step_images
 from .state import TrainState
-from .steps import critic_step, student_step, teacher_step
+from .steps import iterate
 
 PREVIEW_IMAGES = 4
 
@@ -41,10 +41,7 @@ def train_stage(
     steps = range(state.step, iterations)
     for batch in batches(images, steps, state.generators["data"], state.device, ahead=ahead):
         set_rates(state, rates, decay(settings.lr_decay, state.step, iterations))
-        losses = teacher_step(state, batch)
-        student_losses, made = student_step(state, batch)
-        losses |= student_losses
-        losses |= critic_step(state, batch, made)
+        losses = iterate(state, batch)
         state.step += 1
         waiting.append((state.step, losses))
         last = state.step == iterations

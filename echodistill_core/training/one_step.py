@@ -55,7 +55,6 @@ def make_and_compare(state: TrainState, batch: Batch) -> tuple[Losses, Made]:
     """
     student, leaves, parts = state.family.student, state.leaves("student"), list(state.parts(len(batch)))
     noise = state.draw_noise(batch, "noise")
-
     with torch.set_grad_enabled(bool(leaves)):
         texts = [state.read(batch.student_prompts[part], "student") for part, _ in parts]
         with torch.set_grad_enabled(bool(leaves) and not state.is_low):

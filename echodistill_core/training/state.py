@@ -121,9 +121,7 @@ class TrainState:
 
     def draw_noise(self, batch: Batch, generator: str) -> Tensor:
         """Unit noise for a batch's latents, (B, 4, h, w)."""
-        count, _, height, width = batch.pixels.shape
-        factor, channels = self.family.latent_factor, self.family.student.unet.config["in_channels"]
-        shape = (count, channels, height // factor, width // factor)
+        shape = (len(batch), self.family.latent_channels, *batch.mask.shape[-2:])
         return self.moved(torch.randn(shape, generator=self.generators[generator]))
 
     def draw_timesteps(self, denoiser: Denoiser, count: int, generator: str) -> Tensor:
@@ -212,9 +210,6 @@ def new_state(
         if role not in backbones:
             raise InputError(f"these settings need the backbone {name}; load it, or set the weights of its terms to 0.")
     device = pick_device(settings.device)
-    if settings.precision == "bf16" and not computes_bf16(device):
-        text = f"{device} has no instructions for bfloat16: precision bf16 halves memory there, but fp32 is faster."
-        warnings.warn(text, stacklevel=2)
     init = torch.Generator().manual_seed(settings.seed)
     denoisers = {"student": family.student}
     if family.teacher is not None and settings.teaches:
@@ -233,15 +228,7 @@ def new_state(
             weights[role].begin_at(begun.deltas, begun.factors)
         elif family.teacher is not None:
             wear(family.teacher.unet, begun.deltas)
-    family.to(device, DTYPES[settings.precision])
-    for trained in weights.values():
-        trained.install(device, DTYPES[settings.precision])
-    one_unet = None
-    if settings.memory_mode == "low" and device.type not in ONE_MEMORY and family.teacher is not None:
-        one_unet = OneAtATime([family.student.unet, family.teacher.unet], device)
-        family.on_restore.append(one_unet.end)
-    for backbone in backbones.values():
-        backbone.to(device=device, dtype=DTYPES[settings.precision])
+    one_unet = _settle(family, weights, backbones, settings, device)
     shared = nn.Parameter(rows["teacher"].clone().to(device))
     own = shared if settings.share_text_encoder else nn.Parameter(rows["student"].clone().to(device))
     # A generator for each head: taking one critic away must not start the others differently.
@@ -269,6 +256,30 @@ def new_state(
     )
     state.optimizers = new_optimizers(state)
     return state
+
+
+def _settle(
+    family: Family,
+    weights: Mapping[str, TrainedWeights],
+    backbones: Mapping[str, Backbone],
+    settings: TrainSettings,
+    device: torch.device,
+) -> OneAtATime | None:
+    """Bring every network to the device in its precision, with what learns. Returns what keeps one UNet there."""
+    dtype = DTYPES[settings.precision]
+    if settings.precision == "bf16" and not computes_bf16(device):
+        text = f"{device} has no instructions for bfloat16: precision bf16 halves memory there, but fp32 is faster."
+        warnings.warn(text, stacklevel=3)
+    family.to(device, dtype)
+    for trained in weights.values():
+        trained.install(device, dtype)
+    one_unet = None
+    if settings.memory_mode == "low" and device.type not in ONE_MEMORY and family.teacher is not None:
+        one_unet = OneAtATime([family.student.unet, family.teacher.unet], device)
+        family.on_restore.append(one_unet.end)
+    for backbone in backbones.values():  # after a UNet has left
+        backbone.to(device=device, dtype=dtype)
+    return one_unet
 
 
 def new_optimizers(state: TrainState) -> dict[str, torch.optim.AdamW]:

@@ -17,6 +17,13 @@ from .one_step import Losses, Made, critics_of, look, make_and_compare
 from .state import TrainState
 
 
+def iterate(state: TrainState, batch: Batch) -> Losses:
+    """One iteration of Algorithm 1: every player's step, and all losses."""
+    losses = teacher_step(state, batch)
+    student_losses, made = student_step(state, batch)
+    return losses | student_losses | critic_step(state, batch, made)
+
+
 def teacher_step(state: TrainState, batch: Batch) -> Losses:
     """Step 1: the teacher, and with it the token, learns the photographs (Eq. 1). Empty where the teacher is frozen."""
     if not state.settings.teaches or not state.learned("teacher"):

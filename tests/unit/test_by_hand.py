@@ -11,7 +11,7 @@ from echodistill_core.models.tiny import tiny_checkpoint
 from echodistill_core.perception.load import load_backbones
 from echodistill_core.training import state as state_module
 from echodistill_core.training.batches import TrainingImages
-from echodistill_core.training.steps import critic_step, student_step, teacher_step
+from echodistill_core.training.steps import iterate, teacher_step
 
 # Every way to compute an iteration: settings, and whether the device is to count as one with memory of its own.
 WAYS = {
@@ -21,12 +21,6 @@ WAYS = {
     "views that come again": ({"augment": False}, False),
     "views that come again, low": ({"augment": False, "memory_mode": "low"}, False),
 }
-
-
-def iterate(state, batch):
-    losses = teacher_step(state, batch)
-    student_losses, made = student_step(state, batch)
-    return losses | student_losses | critic_step(state, batch, made)
 
 
 def plain_of(state):

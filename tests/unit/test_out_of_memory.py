@@ -5,7 +5,7 @@ import torch
 
 from echodistill_core.errors import EchoDistillError
 from echodistill_core.settings import TrainSettings
-from echodistill_core.training import loop
+from echodistill_core.training import steps
 from echodistill_core.training.events import StepDone
 from echodistill_core.training.memory import OutOfMemoryError, activation_bytes, advice
 
@@ -19,14 +19,14 @@ ALLOCATORS = [
 
 @pytest.mark.parametrize("error", ALLOCATORS, ids=["cuda", "mps", "cpu", "python"])
 def test_a_run_that_ran_out_of_memory_says_what_fits_and_goes_on_with_it(tmp_path, train_tiny, monkeypatch, error):
-    step = loop.student_step
+    step = steps.student_step
 
     def run_out(state, batch):
         if state.step == 3:
             raise error
         return step(state, batch)
 
-    monkeypatch.setattr(loop, "student_step", run_out)
+    monkeypatch.setattr(steps, "student_step", run_out)
     common = {"iterations": 4, "checkpoint_every": 2, "batch_size": 2}
     with pytest.raises(OutOfMemoryError, match="goes on from its last checkpoint, with memory_mode low") as caught:
         train_tiny(tmp_path / "run", **common)
@@ -34,20 +34,20 @@ def test_a_run_that_ran_out_of_memory_says_what_fits_and_goes_on_with_it(tmp_pat
     assert isinstance(caught.value, torch.OutOfMemoryError)
     assert isinstance(caught.value, EchoDistillError)
     assert "more lines" not in str(caught.value)
-    monkeypatch.setattr(loop, "student_step", step)
-    steps = []
+    monkeypatch.setattr(steps, "student_step", step)
+    done = []
     run = train_tiny(
-        tmp_path / "run", memory_mode="low", listen=lambda e: isinstance(e, StepDone) and steps.append(e.step), **common
+        tmp_path / "run", memory_mode="low", listen=lambda e: isinstance(e, StepDone) and done.append(e.step), **common
     )
     assert run.is_finished("distil")
-    assert steps == [3, 4]
+    assert done == [3, 4]
 
 
 def test_other_errors_pass_unchanged(tmp_path, train_tiny, monkeypatch):
     def broken(state, batch):
         raise RuntimeError("a size does not match")
 
-    monkeypatch.setattr(loop, "student_step", broken)
+    monkeypatch.setattr(steps, "student_step", broken)
     with pytest.raises(RuntimeError, match=r"^a size does not match$"):
         train_tiny(tmp_path / "run")
 

@@ -15,7 +15,7 @@ from echodistill_core.perception.backbones import Backbone
 from echodistill_core.training import one_step
 from echodistill_core.training.one_step import look
 from echodistill_core.training.state import TrainState, needed_backbones
-from echodistill_core.training.steps import critic_step, student_step, teacher_step
+from echodistill_core.training.steps import critic_step, iterate, student_step, teacher_step
 
 ALL_TERMS = {
     "teacher_weight": 0.0,
@@ -53,12 +53,6 @@ def keys_and_values(state, role):
         for leaf in ("to_k", "to_v")
         if getattr(module, leaf).weight.shape[1] == TINY.text_width
     }
-
-
-def iterate(state, batch):
-    losses = teacher_step(state, batch)
-    student_losses, made = student_step(state, batch)
-    return losses | student_losses | critic_step(state, batch, made)
 
 
 @contextmanager

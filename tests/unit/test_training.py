@@ -28,7 +28,7 @@ from echodistill_core.training.loop import adapters_of, preview
 from echodistill_core.training.run import open_run
 from echodistill_core.training.samples import one_step_images
 from echodistill_core.training.state import new_state
-from echodistill_core.training.steps import critic_step, student_step, teacher_step
+from echodistill_core.training.steps import iterate, teacher_step
 from echodistill_core.training.trainable import LowRank, TrainedWeights, trained_names
 
 TEACHER_ONLY = {"alignment_weight": 0.0, "adversarial_weight": 0.0, "augment": False, "flip": False}
@@ -36,12 +36,6 @@ TEACHER_ONLY = {"alignment_weight": 0.0, "adversarial_weight": 0.0, "augment": F
 
 def silent(event):
     pass
-
-
-def iterate(state, batch):
-    losses = teacher_step(state, batch)
-    student_losses, made = student_step(state, batch)
-    return losses | student_losses | critic_step(state, batch, made)
 
 
 def files(run, stage="distil"):
