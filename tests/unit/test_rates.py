@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from echodistill_core.settings import EchoSettings
-from echodistill_core.training import loop, session
+from echodistill_core.training import session, steps
 from echodistill_core.training.rates import decay
 
 
@@ -26,14 +26,14 @@ def test_constant_is_one_everywhere():
 
 @pytest.mark.parametrize("course", ["constant", "cosine"])
 def test_each_stage_runs_the_whole_course_with_every_optimiser(train_tiny, tiny_family, tmp_path, monkeypatch, course):
-    rates, step = [], loop.teacher_step
+    rates, step = [], steps.teacher_step
 
     def spy(state, batch):
         groups = {name: [g["lr"] for g in o.param_groups] for name, o in state.optimizers.items()}
         rates.append((state.stage, groups))
         return step(state, batch)
 
-    monkeypatch.setattr(loop, "teacher_step", spy)
+    monkeypatch.setattr(steps, "teacher_step", spy)
     full = {"teacher_lr": 1e-3, "student_lr": 2e-3, "token_lr": 3e-3, "critic_lr": 4e-3}
     run = train_tiny(tmp_path / "run", iterations=4, lr_decay=course, **full)
     session.echo(run, tiny_family(), EchoSettings(iterations=2, pool_size=2), lambda event: None)

@@ -33,7 +33,7 @@ from echodistill_core.models.tiny import tiny_checkpoint
 from echodistill_core.perception.load import load_backbones
 from echodistill_core.settings import EchoSettings, TrainSettings, determining
 from echodistill_core.tensorfile import read_header, read_tensors, write_tensors
-from echodistill_core.training import loop, run, session
+from echodistill_core.training import run, session, steps
 from echodistill_core.training.batches import TrainingImages
 from echodistill_core.training.checkpoint import load_checkpoint, save_checkpoint
 from echodistill_core.training.events import CheckpointSaved, LossesLogged, PoolProgress, StepDone
@@ -188,7 +188,7 @@ def test_an_echo_stopped_at_any_step_ends_the_same(tmp_path, reference, live, ki
 def test_iterations_that_a_stop_lost_are_logged_once(tmp_path, reference):
     # An exception out of the computation leaves no checkpoint: step 3 is logged, but the checkpoint is of step 2.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "critic_step", _failing_at(4, loop.critic_step))
+        patch.setattr(steps, "critic_step", _failing_at(4, steps.critic_step))
         with pytest.raises(ZeroDivisionError):
             train(tmp_path)
     assert [row["step"] for row in run.open_run(tmp_path).read_log("distil")] == [1, 2, 3]
@@ -261,11 +261,11 @@ def state_of(**overrides):
     return new_state(family, load_backbones(needed_backbones(chosen), "tiny"), chosen)
 
 
-def advance(state, steps):
+def advance(state, iterations):
     """Algorithm 1 without the loop."""
     images = session.square_images(photographs(), 64, settings().crop)
     source = TrainingImages(images, settings(), state.family.latent_factor)
-    for _ in range(steps):
+    for _ in range(iterations):
         batch = source.draw(state.step, state.generators["data"])
         teacher_step(state, batch)
         _, made = student_step(state, batch)
