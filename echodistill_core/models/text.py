@@ -5,24 +5,19 @@ from __future__ import annotations
 import copy
 import gzip
 import re
-import weakref
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
 from ..errors import InputError
 
-_TAUGHT_KEPT = 4
 # A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
 _PLACEHOLDER = re.compile(r"[^\s():,|\\/\"']+")
-
-
-# Tokenizers by the one that they were copied from and the words they know; see `taught`.
-_taught: weakref.WeakKeyDictionary[CLIPTokenizer, dict[frozenset[str], CLIPTokenizer]] = weakref.WeakKeyDictionary()
 
 
 @lru_cache(maxsize=1)
@@ -77,24 +72,32 @@ def add_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
 
 
 def taught(tokenizer: CLIPTokenizer, placeholders: Iterable[str]) -> CLIPTokenizer:
-    """A copy of the tokenizer that knows these words; itself where there are none. Not to be changed.
+    """A copy of the tokenizer that knows these words: it could not forget them itself.
 
-    A tokenizer cannot forget an added word, so each set of words has its own. Copying one takes a third of a second,
-    more than a picture does, so the last few are kept as long as the tokenizer that they were made from.
     Raises InputError as `check_placeholder` does.
     """
-    words = frozenset(placeholders)
-    if not words:
-        return tokenizer
-    known = _taught.setdefault(tokenizer, {})
-    if words not in known:
-        copied = copy.deepcopy(tokenizer)
-        for word in sorted(words):
-            add_placeholder(copied, word)
-        while len(known) >= _TAUGHT_KEPT:
-            del known[next(iter(known))]
-        known[words] = copied
-    return known[words]
+    copied = _copied(tokenizer)
+    for word in placeholders:
+        add_placeholder(copied, word)
+    return copied
+
+
+def _copied(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
+    """A tokenizer to which words can be added apart from this one. They share the vocabulary, which adding only reads:
+    copied, it would take longer than a picture (0.3 to 1 s).
+    """
+    held = vars(tokenizer).values()
+    kept: dict[int, object] = {id(v): v for v in held if isinstance(v, (dict, list)) and len(v) > 1000}
+    # transformers from 5 on, where the vocabulary is in Rust; before, it is dictionaries alone.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        other = Tokenizer(backend.model)
+        for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            setattr(other, part, getattr(backend, part))
+        for _, token in sorted(backend.get_added_tokens_decoder().items()):
+            (other.add_special_tokens if token.special else other.add_tokens)([token])
+        kept[id(backend)] = other
+    return copy.deepcopy(tokenizer, kept)
 
 
 def mean_rows(table: Tensor, ids: Sequence[int], count: int) -> Tensor:

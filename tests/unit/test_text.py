@@ -2,15 +2,15 @@
 
 import copy
 import json
+import time
 
 import open_clip
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import AddedToken, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from echodistill_core.errors import InputError
-from echodistill_core.models import text
-from echodistill_core.models.text import TextEncoder, check_placeholder, clip_tokenizer, load_tokenizer
+from echodistill_core.models.text import TextEncoder, check_placeholder, clip_tokenizer, load_tokenizer, taught
 
 START, END, VOCABULARY, LENGTH = 49406, 49407, 49408, 77
 # From CLIP's published vocabulary.
@@ -363,23 +363,37 @@ def test_the_vocabulary_is_clips():
     assert {w: tokenizer.get_vocab()[w] for w in words} == words
 
 
-def test_a_tokenizer_is_made_once_for_each_set_of_words_and_the_last_few_are_kept(monkeypatch):
-    encoder = TextEncoder(tiny_model(), clip_tokenizer(False))
-    copied = []
-    original = copy.deepcopy
-    monkeypatch.setattr(text.copy, "deepcopy", lambda tokenizer: copied.append(1) or original(tokenizer))
-    one, both = {"<new1>": 1}, {"<new1>": 1, "<new2>": 2}
-    first = encoder.with_placeholders(one)
-    assert encoder.with_placeholders({"<new1>": 3}).tokenizer is first.tokenizer
-    # Of an encoder that was taught itself, too, and whatever the order of the words.
-    assert first.with_placeholders(both).tokenizer is encoder.with_placeholders(dict(reversed(both.items()))).tokenizer
-    assert len(copied) == 2
-    assert first.tokenize(["a <new1>"])[0, 2] == first.table.shape[0]
-    assert encoder.with_placeholders({}).tokenizer is encoder.tokenizer
-    for i in range(5):
-        encoder.with_placeholders({f"<word{i}>": 1})
-    assert len(copied) == 7
-    encoder.with_placeholders({"<word1>": 1})  # the fourth last
-    assert len(copied) == 7
-    encoder.with_placeholders(one)
-    assert len(copied) == 8
+def taught_by_hand(folder, *words):
+    """A tokenizer of its own vocabulary, to which the words are added."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    for word in words:
+        tokenizer.add_tokens([AddedToken(word, normalized=True, single_word=word.isalnum())])
+    return tokenizer
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
+def test_a_taught_tokenizer_is_one_to_which_the_words_were_added_and_leaves_the_first_as_it_was(tmp_path, pad):
+    folder = published_folder(tmp_path / "tokenizer", pad)
+    plain = CLIPTokenizer.from_pretrained(folder)
+    one = taught(plain, ["<new1>"])
+    two = taught(one, ["qwvx"])
+    prompts = [*PROMPTS, "a <new1>!, dog", "<new1><new1> qwvx", "qwvxs isn't qwvx", "é <NEW1>"]
+    for found, words in ((plain, []), (one, ["<new1>"]), (two, ["<new1>", "qwvx"])):
+        expected = taught_by_hand(folder, *words)
+        assert len(found) == len(expected) == VOCABULARY + len(words)
+        assert found.convert_tokens_to_ids(words) == expected.convert_tokens_to_ids(words)
+        for prompt in prompts:
+            for how in ({}, {"add_special_tokens": False}, {"padding": "max_length", "truncation": True}):
+                assert found(prompt, **how).input_ids == expected(prompt, **how).input_ids, (prompt, how)
+
+
+def test_teaching_does_not_copy_the_vocabulary():
+    tokenizer = clip_tokenizer(False)
+    # Copying 49152 words takes far longer than ten teachings do.
+    began = time.perf_counter()
+    copy.deepcopy(tokenizer)
+    copying = time.perf_counter() - began
+    began = time.perf_counter()
+    for _ in range(10):
+        taught(tokenizer, ["<new1>"])
+    assert time.perf_counter() - began < copying
