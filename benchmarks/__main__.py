@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for benchmark in (train_step, sample, memory, scaling):
         name = benchmark.__name__.rpartition(".")[2]
         print(f"\n{name}\n{'=' * len(name)}", flush=True)
-        failed |= benchmark.main([*common, "--out", str(given.out / f"{name}.json")])
+        try:
+            failed |= benchmark.main([*common, "--out", str(given.out / f"{name}.json")])
+        except Exception:  # out of memory, above all: what the others measure is worth having
+            traceback.print_exc()
+            failed = 1
     return failed
 
 

@@ -57,10 +57,10 @@ def cost(work: Work, device: torch.device, warm_up: int = WARM_UP, repeats: int 
     _reset_peak(device)
     times = []
     for _ in range(repeats):
-        _wait(device)
+        wait(device)
         begun = time.perf_counter()
         work()
-        _wait(device)
+        wait(device)
         times.append(time.perf_counter() - begun)
     return Cost(statistics.median(times), min(times), max(times), _peak(device), flop)
 
@@ -85,9 +85,15 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype, side: int = 0) -> f
     return 2 * side**3 / cost(lambda: a @ b, device, repeats=20).fastest
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def now(device: torch.device) -> int | None:
     """Bytes in use at present: a GPU's allocator, or resident memory; None where the system does not tell."""
-    _wait(device)
+    wait(device)
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else memory().now
 
 
@@ -149,11 +155,6 @@ def _attention_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int
 
 def _attention_backward_flop(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_backward_flop_count(gradient, query, key, value)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _reset_peak(device: torch.device) -> None:

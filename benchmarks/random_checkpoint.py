@@ -72,35 +72,41 @@ def empty_networks(architecture: Architecture) -> Networks:
     }
 
 
-def random_tensors(shapes: Mapping[str, Tensor], seed: int, dtype: torch.dtype) -> StateDict:
-    """Matrices N(0, 1/fan_in), scales of norms N(1, 0.02^2), biases N(0, 0.02^2).
+def random_tensors(
+    shapes: Mapping[str, Tensor], seed: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> StateDict:
+    """Tensors on the CPU, drawn on this device.
+
+    Matrices N(0, 1/fan_in), scales of norms N(1, 0.02^2), biases N(0, 0.02^2).
 
     No two tensors are alike, as they would be with zeros and ones, so that a swap of two names cannot pass.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     result = {}
     for name, like in shapes.items():
-        noise = torch.randn(like.shape, generator=generator)
+        noise = torch.randn(like.shape, generator=generator, device=device)
         if like.ndim >= 2:
             noise *= (like.shape[-1] if "embedding" in name else like[0].numel()) ** -0.5
         else:
             noise = 0.02 * noise + (0.0 if name.endswith("bias") else 1.0)
-        result[name] = noise.to(dtype)
+        result[name] = noise.to(dtype).cpu()
     return result
 
 
-def random_checkpoint(role: str, architecture: Architecture, dtype: torch.dtype) -> Networks:
-    """unet, text_encoder and vae of one checkpoint.
+def random_checkpoint(
+    role: str, architecture: Architecture, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Networks:
+    """unet, text_encoder and vae of one checkpoint, on the CPU. device: where they are drawn.
 
     The one bias whose deviation tells v-prediction from epsilon in a single file is drawn on its side of the limit.
     """
     empty = empty_networks(architecture)
-    unet = random_tensors(empty["unet"], ROLES[role].unet_seed, dtype)
+    unet = random_tensors(empty["unet"], ROLES[role].unet_seed, dtype, device)
     if V_PREDICTION_TENSOR in unet:
         bias = unet[V_PREDICTION_TENSOR].float()
         factor = 2.0 if ROLES[role].prediction == "v_prediction" else 0.5
         unet[V_PREDICTION_TENSOR] = (bias / bias.std() * factor * V_PREDICTION_DEVIATION).to(dtype)
-    shared = {part: random_tensors(empty[part], SHARED_SEED, dtype) for part in ("text_encoder", "vae")}
+    shared = {part: random_tensors(empty[part], SHARED_SEED, dtype, device) for part in ("text_encoder", "vae")}
     return {"unet": unet, **shared}
 
 

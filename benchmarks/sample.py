@@ -18,8 +18,9 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,8 @@ from echodistill_core.adapter.file import read_adapter, write_adapter
 from echodistill_core.errors import EchoDistillError
 from echodistill_core.models.family import Family
 from echodistill_core.sampling import denoise, draw_noise, sample
-from echodistill_core.training.loop import adapters_of
 
-from .measure import REPEATS, WARM_UP, Figures, Work, cost, device_name, table
+from .measure import REPEATS, WARM_UP, Figures, Work, cost, device_name, table, wait
 from .workbench import Workbench
 
 PROMPT = "photo of a dog on the beach"
@@ -99,24 +99,22 @@ def ways(family: Family, taesd: Any, count: int) -> dict[str, Work]:
     return {"diffusers": stock, "ours": encoded, "ours, prompt kept": kept, "ours, TAESD": tiny_decoder}
 
 
-def measure(bench: Workbench, figures: Figures, batches: Sequence[int], dtype: torch.dtype) -> None:
-    """Every batch size that is not in the figures yet."""
+def measure(opened: Callable[[], Workbench], count: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The cost of `count` pictures, each way."""
+    bench = opened()
     family = bench.family().to(bench.device, dtype)
     taesd = AutoencoderTiny(latent_channels=4).eval().requires_grad_(False).to(bench.device, dtype)
-    for count in batches:
-        for name, work in ways(family, taesd, count).items():
-            figures.cell(f"{count}: {name}", partial(cost, work, bench.device))
+    return {name: asdict(cost(work, bench.device)) for name, work in ways(family, taesd, count).items()}
 
 
-def first_picture(bench: Workbench, dtype: torch.dtype) -> dict[str, float]:
+def first_picture(opened: Callable[[], Workbench], dtype: torch.dtype) -> dict[str, float]:
     """Milliseconds from an adapter's file to the first picture with it, on a model that is warm: read, put on, sampled.
 
     first: of a word that is new to this process. again: with another adapter of the same word, the median.
     plain: the picture alone.
     """
-    state = bench.state(bench.settings(device="cpu"))
-    adapter = adapters_of(state, "distil", 0)["student"]
-    state.family.restore()
+    bench = opened()
+    adapter = bench.adapter()
     family = bench.family().to(bench.device, dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
@@ -131,9 +129,11 @@ def first_picture(bench: Workbench, dtype: torch.dtype) -> dict[str, float]:
                 sample(model, [PROMPT])
 
         plain = cost(alone, bench.device).seconds
+        wait(bench.device)
         begun = time.perf_counter()
         wear()
-        first = time.perf_counter() - begun  # `sample` brings the picture to the CPU, and so waits
+        wait(bench.device)
+        first = time.perf_counter() - begun
         again = cost(wear, bench.device, 1).seconds
     return {"plain": plain * 1e3, "first": first * 1e3, "again": again * 1e3}
 
@@ -141,11 +141,10 @@ def first_picture(bench: Workbench, dtype: torch.dtype) -> dict[str, float]:
 def report(figures: Figures, batches: Sequence[int]) -> str:
     """Milliseconds a batch and pictures a second."""
     cells = figures.record["cells"]
-    names = list(dict.fromkeys(name.split(": ", 1)[1] for name in cells if ": " in name))
-    milliseconds = [
-        [name, *(f"{cells[f'{count}: {name}']['seconds'] * 1e3:.1f}" for count in batches)] for name in names
-    ]
-    rates = [[name, *(f"{count / cells[f'{count}: {name}']['seconds']:.1f}" for count in batches)] for name in names]
+    names = list(cells[str(batches[0])])
+    seconds = {name: [cells[str(count)][name]["seconds"] for count in batches] for name in names}
+    milliseconds = [[name, *(f"{s * 1e3:.1f}" for s in seconds[name])] for name in names]
+    rates = [[name, *(f"{n / s:.1f}" for n, s in zip(batches, seconds[name], strict=True))] for name in names]
     header = [str(count) for count in batches]
     adapter = [[name, f"{value:.1f}"] for name, value in cells["adapter"].items()]
     tables = (
@@ -233,9 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
         figures = Figures(given.out, "sample", device, {"scale": given.scale})
-        bench = Workbench(given.scale, device)
-        measure(bench, figures, given.batches, dtype)
-        figures.cell("adapter", lambda: first_picture(bench, dtype))
+        bench = cache(lambda: Workbench(given.scale, device))
+        for count in given.batches:
+            figures.cell(str(count), partial(measure, bench, count, dtype))
+        figures.cell("adapter", partial(first_picture, bench, dtype))
     except EchoDistillError as error:
         print(error, file=sys.stderr)
         return 1

@@ -11,19 +11,18 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from echodistill_core.adapter.apply import personalised
-from echodistill_core.adapter.file import Adapter
 from echodistill_core.errors import EchoDistillError
 from echodistill_core.sampling import sample
-from echodistill_core.training.loop import adapters_of
 
-from .measure import Figures, cost, device_name, now, table
+from .measure import WARM_UP, Figures, cost, device_name, now, table, wait
 from .train_step import iteration
 from .workbench import Workbench
 
@@ -34,51 +33,51 @@ BATCHES = (1, 2, 4, 8)
 PHOTOGRAPHS = (1, 3, 10, 100)
 ADAPTERS = (1, 2, 4, 8)
 
+Opened = Callable[[], Workbench]  # so that networks are made only for what is not measured yet
 
-def of_iterations(scale: str, device: torch.device, precision: str, count: int) -> dict[str, Any]:
+
+def of_iterations(opened: Opened, precision: str, count: int) -> dict[str, Any]:
     """Seconds an iteration of a run so long, and memory at its end in bytes: neither should grow with its length."""
-    bench = Workbench(scale, device)
+    bench = opened()
     work = iteration(bench.state(bench.settings(precision=precision)), bench)
-    for _ in range(3):
+    for _ in range(WARM_UP):
         work()
+    wait(bench.device)
     begun = time.perf_counter()
     for _ in range(count):
         work()
-    memory = now(device)  # waits for the device
+    memory = now(bench.device)  # waits for the device
     return {"seconds": (time.perf_counter() - begun) / count, "peak": memory}
 
 
-def of_batch(scale: str, device: torch.device, precision: str, count: int) -> Any:
+def of_batch(opened: Opened, precision: str, count: int) -> Any:
     """One iteration with so many images."""
-    bench = Workbench(scale, device)
-    return cost(iteration(bench.state(bench.settings(precision=precision, batch_size=count)), bench), device)
+    bench = opened()
+    return cost(iteration(bench.state(bench.settings(precision=precision, batch_size=count)), bench), bench.device)
 
 
-def of_resolution(scale: str, device: torch.device, precision: str, side: int) -> Any:
+def of_resolution(opened: Opened, precision: str, side: int) -> Any:
     """One iteration with images of this side."""
-    bench = Workbench(scale, device, side)
-    return cost(iteration(bench.state(bench.settings(precision=precision)), bench), device)
+    bench = opened().of_images(side)
+    return cost(iteration(bench.state(bench.settings(precision=precision)), bench), bench.device)
 
 
-def of_photographs(scale: str, device: torch.device, precision: str, count: int) -> Any:
+def of_photographs(opened: Opened, precision: str, count: int) -> Any:
     """One iteration on so many photographs."""
-    bench = Workbench(scale, device, photographs=count)
-    return cost(iteration(bench.state(bench.settings(precision=precision)), bench), device)
+    bench = opened().of_images(photographs=count)
+    return cost(iteration(bench.state(bench.settings(precision=precision)), bench), bench.device)
 
 
-def of_adapters(scale: str, device: torch.device, precision: str, count: int) -> Any:
+def of_adapters(opened: Opened, precision: str, count: int) -> Any:
     """Putting so many adapters on the student and sampling one picture with them."""
-    bench = Workbench(scale, device)
-    adapters = []
-    for i in range(count):
-        state = bench.state(bench.settings(placeholder=f"<new{i}>", device="cpu"))
-        made = adapters_of(state, "distil", 0)["student"]
-        adapters.append(Adapter(made.rows, made.deltas, made.factors, made.metadata))
-        state.family.restore()
+    bench = opened()
+    device = bench.device
+    adapter = bench.adapter()
+    worn = [replace(adapter, metadata={**adapter.metadata, "placeholder": f"<new{i}>"}) for i in range(count)]
     family = bench.family().to(device, torch.float16 if device.type == "cuda" else torch.float32)
 
     def work() -> None:
-        with personalised(family, adapters) as model:
+        with personalised(family, worn) as model:
             sample(model, [f"photo of a <new{count - 1}> dog"])
 
     return cost(work, device)
@@ -119,10 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     precision = "bf16" if device.type == "cuda" else "fp32"
     try:
         figures = Figures(given.out, "scaling", device, {"scale": given.scale, "precision": precision})
+        bench = cache(lambda: Workbench(given.scale, device))
         for axis in given.axes:
             measured, values = AXES[axis]
             for value in values(given.scale):
-                figures.cell(f"{axis} {value}", partial(measured, given.scale, device, precision, value))
+                figures.cell(f"{axis} {value}", partial(measured, bench, precision, value))
     except EchoDistillError as error:
         print(error, file=sys.stderr)
         return 1

@@ -15,6 +15,7 @@ import gc
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from echodistill_core.devices import DTYPES
 from echodistill_core.diffusion import timesteps_like
 from echodistill_core.errors import EchoDistillError
 from echodistill_core.losses.ms_swd import ms_swd
+from echodistill_core.settings import TrainSettings
+from echodistill_core.training.batches import batches
 from echodistill_core.training.one_step import look
 from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import iterate
@@ -41,19 +44,27 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+ENDLESS = 10**9  # iterations; a run is not measured for so long
+
+
 def iteration(state: TrainState, bench: Workbench) -> Work:
-    """One iteration with its drawing of a batch, as the loop has it."""
+    """The next iteration with its batch, drawn as the loop has it: in a thread, where there is a GPU."""
+    images, generator = bench.training_images(state.settings), state.generators["data"]
+    ahead = state.device.type != "cpu"
+    drawn = batches(images, range(state.step, ENDLESS), generator, state.device, ahead=ahead)
 
     def work() -> None:
-        batch = bench.batch(state.settings, state.generators["data"], state.step)
-        iterate(state, batch)
-        state.step += 1  # so that critics have their turns
+        iterate(state, next(drawn))
+        state.step += 1
 
     return work
 
 
 def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
-    """The pieces of an iteration, each by itself with its backward pass; their sum is about the whole."""
+    """The pieces of an iteration, each by itself with its backward pass; their sum is about the whole.
+
+    As memory_mode normal has them: low makes the student's pass and the decoder's layers twice, one image at a time.
+    """
     s, family, student = state.settings, state.family, state.family.student
     batch = bench.batch(s, torch.Generator().manual_seed(0))
     assert family.teacher is not None
@@ -120,17 +131,20 @@ def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
 
 def measure(bench: Workbench, figures: Figures, modes: Sequence[str], precision: str) -> None:
     """Every mode that is not in the figures yet."""
-    device = bench.device
     for name in {"fp32", precision}:
-        figures.cell(f"ceiling {name}", partial(matrix_ceiling, device, DTYPES[name]))
+        figures.cell(f"ceiling {name}", partial(matrix_ceiling, bench.device, DTYPES[name]))
     figures.cell(PLAIN, lambda: _plain(bench))
     for mode in modes:
-        _free()
-        state = bench.state(bench.settings(precision=precision, **MODES[mode]))
-        figures.cell(mode, partial(_cycle, state, bench))
-        for name, work in parts(state, bench).items():
-            figures.cell(f"{mode}: {name}", partial(cost, work, device))
-        del state
+        figures.cell(mode, partial(_mode, bench, bench.settings(precision=precision, **MODES[mode])))
+
+
+def _mode(bench: Workbench, settings: TrainSettings) -> dict[str, Any]:
+    """An iteration's cost, and the costs of its parts. Its state is gone when it ends, before another's peak counts."""
+    _free()
+    state = bench.state(settings)
+    whole = _cycle(state, bench)
+    split = {name: asdict(cost(work, bench.device)) for name, work in parts(state, bench).items()}
+    return {**asdict(whole), "parts": split}
 
 
 def _cycle(state: TrainState, bench: Workbench) -> Cost:
@@ -145,16 +159,17 @@ def _cycle(state: TrainState, bench: Workbench) -> Cost:
 
 
 def _plain(bench: Workbench) -> Cost:
-    start = bench.state(bench.settings())
-    peer = bench.plain(start)
-    return cost(lambda: peer.iterate(bench.batch(start.settings, peer.data)), bench.device)
+    settings = bench.settings()
+    peer = bench.plain(settings)
+    _free()
+    return cost(lambda: peer.iterate(bench.batch(settings, peer.data)), bench.device)
 
 
 def alternate(bench: Workbench, modes: Sequence[str], precision: str, rounds: int) -> str:
     """Time whole iterations of the plain version and the modes in turns, so that a slow minute is slow for all."""
-    start = bench.state(bench.settings())
-    peer = bench.plain(start)
-    works: dict[str, Work] = {PLAIN: lambda: peer.iterate(bench.batch(start.settings, peer.data))}
+    settings = bench.settings()
+    peer = bench.plain(settings)
+    works: dict[str, Work] = {PLAIN: lambda: peer.iterate(bench.batch(settings, peer.data))}
     for mode in modes:
         works[mode] = iteration(bench.state(bench.settings(precision=precision, **MODES[mode])), bench)
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -196,10 +211,12 @@ def report(figures: Figures, modes: Sequence[str], precision: str) -> str:
             ]
         )
     whole = table(["iteration", "ms", "range", "faster", "peak GiB", "TFLOP", "of ceiling"], rows)
-    names = [name.split(": ", 1)[1] for name in cells if name.startswith(f"{modes[0]}: ")]
     split = table(
         ["part, ms", *modes],
-        [[name, *(f"{cells[f'{mode}: {name}']['seconds'] * 1e3:.1f}" for mode in modes)] for name in names],
+        [
+            [name, *(f"{cells[mode]['parts'][name]['seconds'] * 1e3:.1f}" for mode in modes)]
+            for name in cells[modes[0]]["parts"]
+        ],
     )
     return f"{whole}\n\n{split}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from .errors import InputError
 
@@ -26,6 +27,16 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used ({reason}); expected auto, cpu, cuda or mps.") from error
     return device
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device. To a GPU it goes through page-locked memory, so that the host need not wait.
+
+    Only there: MPS may read a source that waits in vain when it is already gone.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def computes_bf16(device: torch.device) -> bool:

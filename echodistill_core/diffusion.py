@@ -12,7 +12,7 @@ All functions take latents (B, C, h, w) and integer timesteps (B,) in 0..T-1, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class NoiseSchedule:
 
     alphas_cumprod: Tensor
     prediction_type: str
+    _tables: dict[torch.device, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
@@ -45,10 +46,15 @@ class NoiseSchedule:
         """T, the number of training timesteps (1000 for Stable Diffusion)."""
         return len(self.alphas_cumprod)
 
+    def table(self, device: torch.device) -> Tensor:
+        """abar_t for t = 0..T-1 on a device, (T,). It is sent there once: each time, the host would wait for it."""
+        if device not in self._tables:
+            self._tables[device] = self.alphas_cumprod.to(device)
+        return self._tables[device]
+
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return sqrt(abar_t) and sqrt(1 - abar_t), shaped (B, 1, 1, 1), on the device and dtype of `like`."""
-        # The table moves to `like`'s device rather than t to the CPU: reading t back would make the host wait.
-        abar = self.alphas_cumprod.to(device=like.device)[t.to(like.device)].to(like.dtype)
+        abar = self.table(like.device)[t.to(like.device)].to(like.dtype)
         abar = abar.reshape(-1, *[1] * (like.ndim - 1))
         return abar.sqrt(), (1 - abar).sqrt()
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
+from ..devices import sent
 from ..errors import InputError
 
 # A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
@@ -182,8 +183,8 @@ class TextEncoder(nn.Module):
             # Asked on the CPU, where the ids are made: a device would have to be waited for.
             if bool((ids >= vocabulary).any()):
                 raise InputError("a prompt uses a placeholder whose learned rows were not given; load its adapter.")
-            return self.model(ids.to(self.table.device)).last_hidden_state
-        ids = ids.to(self.table.device)
+            return self.model(sent(ids, self.table.device)).last_hidden_state
+        ids = sent(ids, self.table.device)
         if rows.shape != (expected, self.width):
             raise InputError(f"placeholder rows have shape {tuple(rows.shape)}; expected ({expected}, {self.width}).")
 

@@ -271,6 +271,6 @@ def resized(x: Tensor, size: int) -> Tensor:
 
 def normalised(x: Tensor, size: int, statistics: Statistics) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] at this size, less the mean and over the deviation of images in [0, 1]."""
-    x = resized(x, size)
-    mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).reshape(1, 3, 1, 1) for v in statistics)
-    return ((x + 1) / 2 - mean) / std
+    channels = ((resized(x, size) + 1) / 2).unbind(1)
+    # Numbers, not tensors: the host would wait for those to arrive on a GPU.
+    return torch.stack([(c - mean) / std for c, mean, std in zip(channels, *statistics, strict=True)], dim=1)

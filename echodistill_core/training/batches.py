@@ -12,6 +12,7 @@ from torch import Tensor
 from ..concept.augment import draw_view, plain_view
 from ..concept.images import ImageSet
 from ..concept.prompts import TEMPLATES, caption, epoch_order
+from ..devices import sent
 from ..settings import TrainSettings
 
 
@@ -39,8 +40,8 @@ class Batch:
         return len(self.pixels)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device, without waiting for it where this one is pinned."""
-        return self._each(lambda x: x.to(device, non_blocking=True))
+        """The same batch on another device."""
+        return self._each(lambda x: sent(x, device))
 
     def pinned(self) -> Batch:
         """The same batch in page-locked memory, where there is a GPU to copy from it."""

@@ -34,7 +34,8 @@ class Layers:
 class OneAtATime:
     """Keeps the frozen weights of these networks on the host, and those of the one that computed last on the device.
 
-    What learns stays on the device, and so does what a graph still needs, for as long as there is the graph.
+    What learns stays on the device. A graph through a network must be gone, or have had its backward pass, before
+    another network computes: it may hold the very parameters that are emptied then.
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: torch.device) -> None:
@@ -51,6 +52,11 @@ class OneAtATime:
         """
         for hook in self._hooks:
             hook.remove()
+        self._homes.clear()
+        # Page-locked memory is kept for the next one who asks, which in a server may be nobody. From torch 2.9 on.
+        release = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
+        if self.device.type == "cuda" and release is not None:
+            release()
 
     def leave(self) -> None:
         """Make room for what is no UNet: the one on the device leaves it."""
@@ -67,7 +73,8 @@ class OneAtATime:
     def _bring(self, network: nn.Module) -> None:
         for name, tensor in self._homes[network].items():
             # A copy, even where the host is the device: what is dropped later must not be the home itself.
-            network.get_parameter(name).data = tensor.to(self.device, non_blocking=True, copy=True)
+            there = tensor.to(self.device, non_blocking=self.device.type == "cuda", copy=True)
+            network.get_parameter(name).data = there
 
 
 @torch.enable_grad()

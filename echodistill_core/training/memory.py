@@ -51,8 +51,8 @@ def ran_out(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on whatever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # A CPU's and MPS's allocators raise no exception of their own.
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    # A CPU's and MPS's allocators raise no exception of their own, nor do CUDA's libraries.
+    words = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..devices import sent
 from ..diffusion import guided, timesteps_like
 from ..losses.adversarial import generator_loss
 from ..losses.alignment import alignment_weight, identity_loss, latent_mse
@@ -103,7 +104,7 @@ def ask_teacher(state: TrainState, latents: Tensor, noise: Tensor, t: Tensor, te
     both = torch.cat([state.unconditional(len(zt)), text])
     without, with_text = teacher.predict(zt.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
     clean = teacher.schedule.to_x0(guided(with_text, without, s.guidance_scale), zt, t)
-    return Target(clean, alignment_weight(teacher.schedule.alphas_cumprod.to(t.device), t, s.alignment_by_t))
+    return Target(clean, alignment_weight(teacher.schedule.table(t.device), t, s.alignment_by_t))
 
 
 @torch.no_grad()
@@ -235,7 +236,7 @@ def _draw_directions(state: TrainState, batch: Batch) -> list[Tensor]:
         return []
     side = batch.pixels.shape[-1]
     drawn = draw_directions(side, side, state.generators["noise"], levels=s.swd_levels, projections=s.swd_projections)
-    return [state.moved(directions) for directions in drawn]
+    return [sent(directions, state.device) for directions in drawn]
 
 
 def _summed(parts: Sequence[Losses]) -> Losses:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..devices import DTYPES, ONE_MEMORY, computes_bf16, pick_device
+from ..devices import DTYPES, ONE_MEMORY, computes_bf16, pick_device, sent
 from ..errors import DivergedError, InputError
 from ..losses.adversarial import CriticHead
 from ..models.family import Denoiser, Family
@@ -122,16 +122,12 @@ class TrainState:
     def draw_noise(self, batch: Batch, generator: str) -> Tensor:
         """Unit noise for a batch's latents, (B, 4, h, w)."""
         shape = (len(batch), self.family.latent_channels, *batch.mask.shape[-2:])
-        return self.moved(torch.randn(shape, generator=self.generators[generator]))
+        return sent(torch.randn(shape, generator=self.generators[generator]), self.device)
 
     def draw_timesteps(self, denoiser: Denoiser, count: int, generator: str) -> Tensor:
         """t ~ U{0..T-1} for each of `count` images, (B,)."""
         t = torch.randint(denoiser.schedule.timesteps, (count,), generator=self.generators[generator])
-        return self.moved(t)
-
-    def moved(self, drawn: Tensor) -> Tensor:
-        """What was drawn on the CPU, on the device; through page-locked memory to a GPU, so that nobody waits."""
-        return (drawn.pin_memory() if self.device.type == "cuda" else drawn).to(self.device, non_blocking=True)
+        return sent(t, self.device)
 
     def kept_by_view(
         self, kind: str, views: Sequence[Hashable], pixels: Tensor, make: Callable[[Tensor], Tensor]

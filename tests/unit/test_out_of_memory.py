@@ -13,11 +13,12 @@ ALLOCATORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines"),
     RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     MemoryError(),
 ]
 
 
-@pytest.mark.parametrize("error", ALLOCATORS, ids=["cuda", "mps", "cpu", "python"])
+@pytest.mark.parametrize("error", ALLOCATORS, ids=["cuda", "mps", "cpu", "cublas", "python"])
 def test_a_run_that_ran_out_of_memory_says_what_fits_and_goes_on_with_it(tmp_path, train_tiny, monkeypatch, error):
     step = steps.student_step
 

@@ -1,0 +1,93 @@
+"""No iteration makes the host wait for its GPU: seen on a device without numbers, from which nothing can be read."""
+
+import contextlib
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from benchmarks.workbench import Workbench
+from echodistill_core.diffusion import NoiseSchedule
+from echodistill_core.losses import ms_swd
+from echodistill_core.training import state as state_module
+from echodistill_core.training.steps import iterate
+from echodistill_core.training.trainable import TrainedWeights
+
+META = torch.device("meta")
+
+
+class Crossings(TorchDispatchMode):
+    """Where tensors go from one device to another by any way but devices.sent: a GPU's host waits there."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        before, after = ({t.device.type for t in tree_iter(x) if isinstance(t, torch.Tensor)} for x in (args, out))
+        if before and after and before != after and not _within("sent"):
+            self.found.append((func.name(), before, after))
+        return out
+
+
+def _within(name):
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != name:
+        frame = frame.f_back
+    return frame is not None
+
+
+@pytest.fixture
+def on_meta(monkeypatch):
+    """Let the package train there: what has no kernel or no name on that device is done in another way."""
+    install, adamw = TrainedWeights.install, torch.optim.AdamW
+
+    def moved(self, device, dtype):
+        self.parameters = {n: torch.nn.Parameter(p.detach().to(device)) for n, p in self.parameters.items()}
+        install(self, device, dtype)
+
+    monkeypatch.setattr(TrainedWeights, "install", moved)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **options: adamw(*args, **options))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(state_module, "pick_device", torch.device)
+    monkeypatch.setattr(state_module, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(ms_swd, "sorted_last", lambda x: tuple(x.sort(dim=-1)))
+    monkeypatch.setattr(ms_swd, "sorted_values", lambda x: x.sort(dim=-1).values)
+    bench = Workbench("tiny", torch.device("cpu"))
+    bench.device = META
+    return bench
+
+
+@pytest.mark.parametrize("options", [{}, {"preset": "tuned"}, {"augment": False, "share_text_encoder": False}])
+def test_two_iterations_send_without_waiting_and_read_nothing_back(on_meta, options):
+    state = on_meta.state(on_meta.settings(precision="bf16", **options))
+    state.unconditional(1)  # once a run
+    for denoiser in (state.family.student, state.family.teacher):
+        denoiser.schedule.table(META)
+    seen = Crossings()
+    for state.step in range(2):
+        batch = on_meta.batch(state.settings, state.generators["data"], state.step)
+        with seen:
+            losses = iterate(state, batch)
+        assert {"teacher", "alignment", "student_gradient"} <= set(losses)
+        assert all(loss.device == META for loss in losses.values())
+    assert seen.found == []
+
+
+def test_a_crossing_is_seen():
+    seen = Crossings()
+    with seen:
+        torch.ones(2).to(META)
+    assert seen.found == [("aten::_to_copy", {"cpu"}, {"meta"})]
+    with seen, pytest.raises(RuntimeError):
+        torch.ones(2, device=META).sum().item()
+
+
+def test_a_schedule_is_sent_to_a_device_once():
+    schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 10), "epsilon")
+    assert schedule.table(torch.device("cpu")) is schedule.alphas_cumprod
+    assert schedule.table(META) is schedule.table(META)
+    assert schedule.table(META).shape == (10,)
