@@ -49,7 +49,7 @@ class Counted:
     """Of an iteration, by step.
 
     weights: bytes before the first iteration. peak: bytes at the most once the optimisers' moments are there, in the
-    critics' turn. flop: floating-point operations, in the mean over a cycle of the critics' turns.
+    critics' turn. flop: floating-point operations, in the mean over a cycle of turns.
     """
 
     weights: int
@@ -98,11 +98,11 @@ def count(settings: TrainSettings, scale: str = "full") -> Counted:
         run = _state(settings, architecture, scale)
         weights, peak = live.now, {}
         flop = dict.fromkeys(_steps(run, batch), 0)
-        for run.step in range(settings.critic_every):
+        for run.step in range(settings.cycle):
             for name, step in _steps(run, batch).items():
                 with counting() as counter:
                     step()
-                flop[name] += counter.get_total_flops() // settings.critic_every
+                flop[name] += counter.get_total_flops() // settings.cycle
         gc.collect()
         run.step = 0
         # Without the counter, which holds on to what it has seen.

@@ -44,14 +44,14 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-ENDLESS = 10**9  # iterations; a run is not measured for so long
+_ENDLESS = 10**9  # iterations; no run is measured for so long
 
 
 def iteration(state: TrainState, bench: Workbench) -> Work:
     """The next iteration with its batch, drawn as the loop has it: in a thread, where there is a GPU."""
     images, generator = bench.training_images(state.settings), state.generators["data"]
     ahead = state.device.type != "cpu"
-    drawn = batches(images, range(state.step, ENDLESS), generator, state.device, ahead=ahead)
+    drawn = batches(images, range(state.step, _ENDLESS), generator, state.device, ahead=ahead)
 
     def work() -> None:
         iterate(state, next(drawn))
@@ -142,20 +142,21 @@ def _mode(bench: Workbench, settings: TrainSettings) -> dict[str, Any]:
     """An iteration's cost, and the costs of its parts. Its state is gone when it ends, before another's peak counts."""
     _free()
     state = bench.state(settings)
-    whole = _cycle(state, bench)
+    cycle, count = _cycle(state, bench)
+    whole = cost(cycle, bench.device).each(count)
     split = {name: asdict(cost(work, bench.device)) for name, work in parts(state, bench).items()}
     return {**asdict(whole), "parts": split}
 
 
-def _cycle(state: TrainState, bench: Workbench) -> Cost:
-    """An iteration's share of a whole cycle of the critics' turns."""
-    work, count = iteration(state, bench), state.settings.critic_every
+def _cycle(state: TrainState, bench: Workbench) -> tuple[Work, int]:
+    """A whole cycle of the turns of images and critics, and how many iterations it has."""
+    work, count = iteration(state, bench), state.settings.cycle
 
     def cycle() -> None:
         for _ in range(count):
             work()
 
-    return cost(cycle, bench.device).each(count)
+    return cycle, count
 
 
 def _plain(bench: Workbench) -> Cost:
@@ -169,13 +170,13 @@ def alternate(bench: Workbench, modes: Sequence[str], precision: str, rounds: in
     """Time whole iterations of the plain version and the modes in turns, so that a slow minute is slow for all."""
     settings = bench.settings()
     peer = bench.plain(settings)
-    works: dict[str, Work] = {PLAIN: lambda: peer.iterate(bench.batch(settings, peer.data))}
+    works: dict[str, tuple[Work, int]] = {PLAIN: (lambda: peer.iterate(bench.batch(settings, peer.data)), 1)}
     for mode in modes:
-        works[mode] = iteration(bench.state(bench.settings(precision=precision, **MODES[mode])), bench)
+        works[mode] = _cycle(bench.state(bench.settings(precision=precision, **MODES[mode])), bench)
     times: dict[str, list[float]] = {name: [] for name in works}
     for i in range(WARM_UP + rounds):
-        for name, work in works.items():
-            seconds = cost(work, bench.device, 0, 1).seconds
+        for name, (work, count) in works.items():
+            seconds = cost(work, bench.device, 0, 1).seconds / count
             if i >= WARM_UP:
                 times[name].append(seconds)
     plain = times[PLAIN]

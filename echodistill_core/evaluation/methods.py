@@ -130,7 +130,12 @@ TRIALS: dict[str, Training] = {
         _trial("batch-4", batch_size=4),
         # Every departure of the reference from the works it cites, mended at once.
         _trial("mended", swd_unit_range=True, backbone_normalisation=True, critic_canvas=False, critic_grad_clip=1.0),
+        _trial("normalised-critics-2", backbone_normalisation=True, critic_every=2),
         _trial("tuned", preset="tuned"),
+        _trial("images-4", preset="tuned", image_every=4),
+        _trial("images-5", preset="tuned", image_every=5),
+        _trial("tuned-critics", preset="tuned", critic_lr=3e-4),
+        _trial("tuned-fast", preset="tuned", critic_lr=3e-4, student_lr=7e-4),
         _trial("one-paper", max_photographs=1),
         _trial("one-augment", max_photographs=1, augment=True),
         _trial("one-cosine", max_photographs=1, lr_decay="cosine"),

@@ -20,7 +20,7 @@ from ..miniature.concepts import CONCEPTS, DEVELOPMENT, EVALUATION
 from ..miniature.world import CONTEXTS
 from ..models.embedded import FOLDER, MANIFEST, sha256
 from ..models.sources import settings_for
-from ..settings import EchoSettings, determining, nearest
+from ..settings import EchoSettings, TrainSettings, determining, nearest
 from .bench import SOURCES, Suite, gather, read_json, run_cells, settings_of
 from .methods import ALL, TRAININGS, TRIALS
 from .report import write_report
@@ -99,11 +99,12 @@ def _declare(folder: Path, suite: Suite) -> None:
         **{f"training {name}": _settings(suite, name) for name in suite.trainings},
     }
     found = read_json(path, "choose another --out") if path.is_file() else {}
-    # Settings that are newer than the folder are at their defaults, which do what was done before.
+    defaults = {**determining(EchoSettings()), **determining(TrainSettings())}
     for name, value in made_with.items():
         there = found.get(name, value)
         if isinstance(value, dict):
-            value = {k: v for k, v in value.items() if k in there}
+            # A setting that is newer than the folder does at its default what was done before.
+            value = {k: v for k, v in value.items() if k in there or v != defaults[k]}
         if there != value:
             raise InputError(
                 f"{folder} holds results of another suite: {name} is {there!r} there and {value!r} now; choose another "

@@ -84,7 +84,12 @@ def make_and_compare(state: TrainState, batch: Batch) -> tuple[Losses, Made]:
 
 def critics_of(state: TrainState) -> dict[str, float]:
     """The critics whose turn it is in this iteration, with their shares in Eq. 6."""
-    return state.settings.critic_weights if state.step % state.settings.critic_every == 0 else {}
+    return state.settings.critic_weights if state.step % state.settings.cycle == 0 else {}
+
+
+def sees_images(state: TrainState) -> bool:
+    """Whether images are compared in this iteration, and not latents alone."""
+    return state.step % state.settings.image_every == 0
 
 
 def one_step(denoiser: Denoiser, noise: Tensor, text: Tensor) -> Tensor:
@@ -111,7 +116,7 @@ def ask_teacher(state: TrainState, latents: Tensor, noise: Tensor, t: Tensor, te
 def with_image(state: TrainState, target: Target) -> Target:
     """The target with its image, which is needed only by the terms that compare images."""
     s = state.settings
-    if s.identity_weight == 0 and s.swd_weight == 0:
+    if (s.identity_weight == 0 and s.swd_weight == 0) or not sees_images(state):
         return target
     pixels = state.family.decode(target.latents)
     tokens = state.backbones["clip"].tokens(look(state, "clip", pixels)) if s.identity_weight > 0 else None
@@ -147,7 +152,8 @@ class Comparison:
         graded = torch.is_grad_enabled()
         if self.target is not None:
             self.target = with_image(self.state, self.target)
-        identity, swd = s.aligns and s.identity_weight > 0, s.aligns and s.swd_weight > 0
+        aligns = s.aligns and sees_images(self.state)  # them, not latents
+        identity, swd = aligns and s.identity_weight > 0, aligns and s.swd_weight > 0
         roles = {*critics, *(("clip",) if identity else ())}
         self.z = self.latents.detach().requires_grad_(graded)
         to_latents = self._decode() if roles or swd else None
@@ -232,7 +238,7 @@ def _teachers_text(state: TrainState, batch: Batch, part: slice, students: Tenso
 def _draw_directions(state: TrainState, batch: Batch) -> list[Tensor]:
     """MS-SWD's directions of this iteration, one tensor a level; none where the term is off."""
     s = state.settings
-    if not s.aligns or s.swd_weight == 0:
+    if not s.aligns or s.swd_weight == 0 or not sees_images(state):
         return []
     side = batch.pixels.shape[-1]
     drawn = draw_directions(side, side, state.generators["noise"], levels=s.swd_levels, projections=s.swd_projections)

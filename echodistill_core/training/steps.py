@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..losses.adversarial import critic_loss
 from ..losses.alignment import masked_mse
 from .batches import Batch
-from .one_step import Losses, Made, critics_of, look, make_and_compare
+from .one_step import Losses, Made, critics_of, look, make_and_compare, sees_images
 from .state import TrainState
 
 
@@ -35,12 +35,12 @@ def teacher_step(state: TrainState, batch: Batch) -> Losses:
 def student_step(state: TrainState, batch: Batch) -> tuple[Losses, Made | None]:
     """Step 2: the student follows the teacher (Eq. 5) and fools the critics (Eq. 6) with an image made in one step.
 
-    Returns the losses and what was made, which the critics' step looks at again; None where no term needs an image.
+    Returns the losses and what was made, which the critics' step looks at again; None where no term needs it.
     """
     s, losses, made = state.settings, Losses(), None
     if s.student_reconstruction_weight > 0:
         losses |= _learn_images(state, "student", batch, s.student_reconstruction_weight)
-    if s.generates:
+    if s.generates and (sees_images(state) or (s.aligns and s.mse_weight > 0)):
         compared, made = make_and_compare(state, batch)
         losses |= compared
     if losses and state.learned("student"):

@@ -50,6 +50,7 @@ DISTIL = {
     "checkpoint_every": 2,  # so that kills also lose iterations that were logged already
     "preview_every": 0,
     "lr_decay": "cosine",
+    "image_every": 2,
     "critic_every": 2,
     "device": "cpu",
 }

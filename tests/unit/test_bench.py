@@ -244,8 +244,12 @@ def test_a_folder_of_other_recommended_settings_is_refused(tmp_path, monkeypatch
         suites._declare(tmp_path, replace(LITTLE, trainings=("tuned",)))
     older = json.loads((tmp_path / "suite.json").read_text())
     del older["training echodistill"]["lr_decay"]
+    del older["training tuned"]["image_every"]
     (tmp_path / "suite.json").write_text(json.dumps(older))
     suites._declare(tmp_path, LITTLE)
+    monkeypatch.setitem(PRESETS, "tuned", {"student_lr": 7e-7, "image_every": 3})
+    with pytest.raises(InputError, match=r"another suite: training tuned is .*'image_every': 3.* now"):
+        suites._declare(tmp_path, replace(LITTLE, trainings=("tuned",)))
 
 
 def test_results_that_cannot_be_read_are_named_with_the_remedy(tmp_path, monkeypatch):

@@ -47,10 +47,11 @@ def test_in_turns_a_slow_minute_is_slow_for_all(monkeypatch, capsys):
     rounds = iter([(1.0, 1.0)] * train_step.WARM_UP + [(0.4, 0.2), (4.0, 2.0), (0.4, 0.2)])
     seconds = iter([s for pair in rounds for s in pair])
     monkeypatch.setattr(train_step, "cost", lambda *arguments: measure.Cost(next(seconds), 0, 0, None, 0))
+    monkeypatch.setitem(train_step.MODES, "low", {"image_every": 2})  # whose rounds are of two iterations
     assert train_step.main(["--alternate", "3", "--modes", "low"]) == 0
     plain, low = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
     assert plain == ["plain", "400.0", "400.0", "1.00", "1.00"]
-    assert low == ["low", "200.0", "200.0", "2.00", "2.00"]
+    assert low == ["low", "100.0", "100.0", "4.00", "4.00"]
     assert next(seconds, None) is None
 
 

@@ -686,10 +686,10 @@ def test_flags_reach_the_settings_over_the_preset():
         return from_options(TrainSettings, arguments.given(parsed, TrainSettings))
 
     assert settings() == TrainSettings(class_noun="cat")
-    chosen = settings("--preset", "tuned", "--no-augment", "--critic-every=1", "--swd-weight=0.5", "--seed", "7")
+    chosen = settings("--preset", "tuned", "--no-augment", "--image-every=1", "--swd-weight=0.5", "--seed", "7")
     assert (chosen.augment, chosen.swd_weight, chosen.seed) == (False, 0.5, 7)
     assert chosen.backbone_normalisation  # of the preset
-    assert chosen.critic_every == 1  # the flag wins over the preset
+    assert chosen.image_every == 1  # the flag wins over the preset
 
 
 def test_help_and_version_need_no_models(capsys):

@@ -13,7 +13,7 @@ from echodistill_core.training.run import open_run
 
 TINY = ModelSources(family="tiny")
 # One that no preset names, one that `tuned` names too, and ones that both settings have.
-TABLE = {"student_lr": 1e-3, "critic_every": 5, "iterations": 2}
+TABLE = {"student_lr": 1e-3, "image_every": 5, "iterations": 2}
 ECHO_TABLE = {"iterations": 3, "pool_size": 2}
 
 
@@ -44,11 +44,11 @@ def test_explicit_wins_over_the_preset_over_the_family_over_the_default():
     plain = settings_for(TrainSettings, {}, TINY)
     assert plain == TrainSettings(**TABLE)
     tuned = settings_for(TrainSettings, {"preset": "tuned"}, TINY)
-    assert (tuned.critic_every, tuned.backbone_normalisation) == (2, True)  # the preset's
+    assert (tuned.image_every, tuned.backbone_normalisation) == (3, True)  # the preset's
     assert (tuned.student_lr, tuned.iterations) == (1e-3, 2)  # the family's
     assert tuned.teacher_lr == TrainSettings().teacher_lr
-    chosen = settings_for(TrainSettings, {"preset": "tuned", "student_lr": 2e-5, "critic_every": 1}, TINY)
-    assert (chosen.student_lr, chosen.critic_every) == (2e-5, 1)  # though they are the defaults
+    chosen = settings_for(TrainSettings, {"preset": "tuned", "student_lr": 2e-5, "image_every": 1}, TINY)
+    assert (chosen.student_lr, chosen.image_every) == (2e-5, 1)  # though they are the defaults
     assert settings_for(EchoSettings, {"pool_size": 9}, TINY) == EchoSettings(iterations=3, pool_size=9)
     assert settings_for(TrainSettings, {}, ModelSources()) == TrainSettings()
 

@@ -111,7 +111,7 @@ def test_tuned_departs_from_paper_in_exactly_what_it_names():
     assert differing == {
         "preset": "tuned",
         "backbone_normalisation": True,
-        "critic_every": 2,
+        "image_every": 3,
     }
     assert paper == TrainSettings()
     assert set(PRESETS) == {"paper", "tuned"}
@@ -122,10 +122,10 @@ def test_tuned_departs_from_paper_in_exactly_what_it_names():
 
 def test_an_explicit_option_wins_over_the_preset_and_the_preset_over_the_default():
     s = from_options(TrainSettings, {"preset": "tuned", "critic_canvas": False, "seed": 7})
-    assert (s.critic_canvas, s.seed, s.backbone_normalisation, s.critic_every) == (False, 7, True, 2)
-    assert from_options(TrainSettings, {"critic_every": 3, "preset": "tuned"}).critic_every == 3
+    assert (s.critic_canvas, s.seed, s.backbone_normalisation, s.image_every) == (False, 7, True, 3)
+    assert from_options(TrainSettings, {"image_every": 5, "preset": "tuned"}).image_every == 5
     # Even an option that is equal to the default.
-    assert from_options(TrainSettings, {"preset": "tuned", "critic_every": 1}).critic_every == 1
+    assert from_options(TrainSettings, {"preset": "tuned", "image_every": 1}).image_every == 1
 
 
 @pytest.mark.parametrize("slip", ["swd_wieght", "swd-weight", "swdweight"])
@@ -151,7 +151,7 @@ def test_echo_has_no_presets():
 
 
 def test_settings_survive_a_round_trip_through_their_fields():
-    s = from_options(TrainSettings, {"preset": "tuned", "critic_every": 3, "class_noun": "dog"})
+    s = from_options(TrainSettings, {"preset": "tuned", "image_every": 4, "class_noun": "dog"})
     assert from_options(TrainSettings, dataclasses.asdict(s)) == s
 
 

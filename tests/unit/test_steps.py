@@ -581,6 +581,48 @@ def test_between_their_turns_critics_neither_count_nor_cost_nor_learn(
             assert losses == iterate(plain, draw_batch(plain))
 
 
+def test_between_comparisons_of_images_only_latents_are_compared(
+    tiny_state, draw_batch, monkeypatch, snapshot, changed
+):
+    """A comparison in every third iteration, and critics in every second of these: the rest is as without the terms."""
+    seeing = {"identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
+    blind, state = tiny_state(**seeing), tiny_state(image_every=3, critic_every=2)
+    assert state.settings.cycle == 6
+    decode, decoded, seen = state.family.decode, [], []
+    monkeypatch.setattr(state.family, "decode", lambda z: decoded.append(z) or decode(z))
+    looks_at(monkeypatch, seen)
+    names = {}
+    for state.step in range(7):
+        decoded.clear()
+        seen.clear()
+        before = snapshot(state)
+        names[state.step] = set(iterate(state, draw_batch(state)))
+        assert len(decoded) == (2 if state.step % 3 == 0 else 0)
+        assert (seen != []) is (state.step % 3 == 0)
+        critics = any(name.startswith("critics/") for name in changed(before, snapshot(state)))
+        assert critics is (state.step % 6 == 0)
+    latents = FULL - ADVERSARIAL - {"identity", "swd"}
+    assert names == {i: FULL if i % 6 == 0 else FULL - ADVERSARIAL if i == 3 else latents for i in range(7)}
+
+    # From the same start, an iteration between comparisons is one of the setting without the terms that see images.
+    state = tiny_state(image_every=3)
+    state.step = blind.step = 1
+    assert iterate(state, draw_batch(state)) == iterate(blind, draw_batch(blind))
+    others = snapshot(blind)
+    learned = {name: tensor for name, tensor in snapshot(state).items() if not name.startswith("critics/")}
+    assert changed(learned, {name: others[name] for name in learned}) == set()
+
+
+def test_where_nothing_compares_latents_the_student_rests_between_comparisons(
+    tiny_state, draw_batch, snapshot, changed
+):
+    state = tiny_state(image_every=2, mse_weight=0.0)
+    state.step = 1
+    before = snapshot(state)
+    assert set(iterate(state, draw_batch(state))) == {"teacher", "teacher_gradient"}
+    assert not any(name.startswith(("student/", "critics/")) for name in changed(before, snapshot(state)))
+
+
 def test_without_terms_that_see_images_nothing_is_decoded_between_the_critics_turns(
     tiny_state, draw_batch, monkeypatch
 ):
