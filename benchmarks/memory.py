@@ -25,7 +25,7 @@ from echodistill_core.settings import TrainSettings, from_options
 from .architecture_jobs import run_alone
 from .counted import count
 from .measure import Figures, cost, device_name, now, table
-from .train_step import MODES, iteration
+from .train_step import MODES, iteration, meaning
 from .workbench import Workbench
 
 
@@ -34,7 +34,7 @@ def peak_of(scale: str, device: str, precision: str, mode: str) -> dict[str, Any
     place = torch.device(device)
     bench = Workbench(scale, place)
     state = bench.state(bench.settings(precision=precision, **MODES[mode]))
-    bench.checkpoints.clear()
+    bench.forget()
     before = now(place)
     return {"weights": before, "peak": cost(iteration(state, bench), place, 1, 3).peak}
 
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None, *, isolated: bool = True) -> in
     precision = "bf16" if device.type == "cuda" else "fp32"
     try:
         settings: dict[str, Any] = {"scale": given.scale, "precision": "bf16" if given.counted else precision}
+        settings["modes"] = meaning()
         if given.counted:
             settings |= {"counted": True, "resolution": given.resolution}
         figures = Figures(given.out, "memory", device, settings)

@@ -27,7 +27,7 @@ from echodistill_core.devices import DTYPES
 from echodistill_core.diffusion import timesteps_like
 from echodistill_core.errors import EchoDistillError
 from echodistill_core.losses.ms_swd import ms_swd
-from echodistill_core.settings import TrainSettings
+from echodistill_core.settings import PRESETS, TrainSettings
 from echodistill_core.training.batches import batches
 from echodistill_core.training.one_step import look
 from echodistill_core.training.state import TrainState
@@ -42,6 +42,11 @@ MODES: dict[str, dict[str, Any]] = {
     "tuned": {"preset": "tuned"},
     "low": {"memory_mode": "low"},
 }
+
+
+def meaning() -> dict[str, dict[str, Any]]:
+    """What each mode sets, its preset spelt out: figures of a preset of before are none of today's."""
+    return {mode: {**PRESETS[options.get("preset", "paper")], **options} for mode, options in MODES.items()}
 
 
 _ENDLESS = 10**9  # iterations; no run is measured for so long
@@ -61,9 +66,8 @@ def iteration(state: TrainState, bench: Workbench) -> Work:
 
 
 def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
-    """The pieces of an iteration, each by itself with its backward pass; their sum is about the whole.
-
-    As memory_mode normal has them: low makes the student's pass and the decoder's layers twice, one image at a time.
+    """The pieces of an iteration, each by itself with its backward pass; their sum is about the whole, where an
+    iteration compares images and memory_mode is normal: low makes the student's pass and the decoder's layers twice.
     """
     s, family, student = state.settings, state.family, state.family.student
     batch = bench.batch(s, torch.Generator().manual_seed(0))
@@ -230,7 +234,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--precision", choices=list(DTYPES), help="bf16 on a GPU and fp32 elsewhere unless given")
     parser.add_argument("--resolution", type=int, default=0, help="pixels; 0 takes the family's own")
-    parser.add_argument("--alternate", type=int, default=0, metavar="N", help="N whole iterations of each, in turns")
+    parser.add_argument(
+        "--alternate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N rounds of each, in turns",
+    )
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
@@ -240,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(alternate(bench, given.modes, precision, given.alternate))
         return 0
     try:
-        settings = {"scale": given.scale, "resolution": given.resolution, "precision": precision}
+        settings: dict[str, Any] = {"scale": given.scale, "resolution": given.resolution, "precision": precision}
+        settings["modes"] = meaning()
         figures = Figures(given.out, "train_step", device, settings)
         measure(Workbench(given.scale, device, given.resolution), figures, given.modes, precision)
     except EchoDistillError as error:

@@ -55,6 +55,11 @@ class Workbench:
         pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
         self.images = ImageSet(pixels, tuple(f"{i}.png" for i in range(photographs)))
 
+    def forget(self) -> None:
+        """Let go of what new networks are made from, where there will be none."""
+        self.checkpoints.clear()
+        self._backbones.clear()
+
     def settings(self, **options: Any) -> TrainSettings:
         """The paper's settings, but for these."""
         given = {"class_noun": "dog", "device": str(self.device), "resolution": self.resolution, **options}

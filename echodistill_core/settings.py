@@ -250,8 +250,8 @@ class EchoSettings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    # As good in the miniature's laboratory (docs/results.md) at 56 % of the operations: images, which have to be decoded,
-    # in every third iteration, and backbones that see what they were trained on.
+    # 56 % of the operations, and in the miniature as good within the intervals but for CLIP-I (docs/results.md):
+    # images, which have to be decoded, in every third iteration, and backbones that see what they were trained on.
     "tuned": {"backbone_normalisation": True, "image_every": 3},
 }
 

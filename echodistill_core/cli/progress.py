@@ -12,7 +12,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from ..training.events import Event, Listener, LossesLogged, PoolProgress, StepDone
+from ..training.events import Event, Listener, LossesLogged, PoolProgress, StepDone, latest
 
 SHOWN = ("teacher", "alignment", "student", "fool_dino", "fool_dinov2", "fool_clip")
 
@@ -23,6 +23,7 @@ class ProgressBar:
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self.name = ""
+        self.losses: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
         """Advance the bar."""
@@ -31,13 +32,13 @@ class ProgressBar:
         elif isinstance(event, PoolProgress):
             self._advance(event.name, event.done, event.size, " images")
         elif isinstance(event, LossesLogged) and self.bar is not None and event.rows:
-            last = event.rows[-1]
-            self.bar.set_postfix({n: f"{last[n]:.3g}" for n in SHOWN if n in last}, refresh=False)
+            self.losses |= latest(event.rows)
+            self.bar.set_postfix({n: f"{self.losses[n]:.3g}" for n in SHOWN if n in self.losses}, refresh=False)
 
     def _advance(self, name: str, done: int, total: int, unit: str) -> None:
         if self.bar is None or self.name != name:
             self.close()
-            self.name = name
+            self.name, self.losses = name, {}
             # A resumed stage starts the bar where it resumes, so that the time left is that of what is left.
             self.bar = tqdm(desc=name, total=total, initial=done - 1, unit=unit, dynamic_ncols=True)
         self.bar.update(done - self.bar.n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,14 @@ class PoolProgress:
     done: int
     size: int
     name: str = "pool"
+
+
+def latest(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The last value of every term in these rows of losses: not every iteration has all of them."""
+    found: dict[str, float] = {}
+    for row in rows:
+        found |= row
+    return found
 
 
 Event = StepDone | LossesLogged | PreviewReady | CheckpointSaved | PoolProgress

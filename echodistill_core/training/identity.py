@@ -74,6 +74,11 @@ def as_known_to(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What differs in two identities, in words: "seed is 0 there and 1 here"."""
+    """What differs in two identities, in words: "seed is 0 there and 1 here".
+
+    A setting that is newer than the earlier one was, in effect, at its default there.
+    """
+    defaults = determining(TrainSettings())
+    there = {**{n: defaults[n] for n in here if n in defaults}, **there}
     names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
     return ", ".join(f"{n} is {there.get(n)!r} there and {here.get(n)!r} here" for n in names)

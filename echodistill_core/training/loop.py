@@ -14,7 +14,7 @@ from ..models import layout
 from ..settings import determining
 from .batches import TrainingImages, batches
 from .checkpoint import CHECKPOINT, save_checkpoint
-from .events import CheckpointSaved, Listener, LossesLogged, PreviewReady, StepDone
+from .events import CheckpointSaved, Listener, LossesLogged, PreviewReady, StepDone, latest
 from .rates import decay, full_rates, set_rates
 from .run import Run
 from .samples import one_step_images
@@ -119,5 +119,5 @@ def _finish(state: TrainState, run: Run, stage: str, iterations: int) -> None:
     adapters = adapters_of(state, stage, iterations)
     for role, adapter in adapters.items():
         write_adapter(run.path(stage, f"{role}.safetensors"), adapter, state.family.architecture)
-    last = run.read_log(stage)[-1:]
-    run.finish(stage, {"iterations": iterations, "roles": list(adapters), "losses": last[0] if last else {}})
+    losses = latest(run.read_log(stage)[-state.settings.cycle :])
+    run.finish(stage, {"iterations": iterations, "roles": list(adapters), "losses": losses})

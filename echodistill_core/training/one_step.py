@@ -219,7 +219,8 @@ class Comparison:
         assert self.target is not None
         loss = (self.target.weight * weight * term).mean()
         self.losses[name] = self.share * term.detach().mean()
-        self.losses["alignment"] = self.losses.get("alignment", 0) + self.share * loss.detach()
+        if sees_images(self.state):  # so that the name means all of Eq. 5
+            self.losses["alignment"] = self.losses.get("alignment", 0) + self.share * loss.detach()
         return self.state.settings.alignment_weight * loss
 
     def _differentiate(self, loss: Tensor, leaf: Tensor | None) -> None:

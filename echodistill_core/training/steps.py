@@ -40,7 +40,7 @@ def student_step(state: TrainState, batch: Batch) -> tuple[Losses, Made | None]:
     s, losses, made = state.settings, Losses(), None
     if s.student_reconstruction_weight > 0:
         losses |= _learn_images(state, "student", batch, s.student_reconstruction_weight)
-    if s.generates and (sees_images(state) or (s.aligns and s.mse_weight > 0)):
+    if critics_of(state) or (s.aligns and (s.mse_weight > 0 or sees_images(state))):
         compared, made = make_and_compare(state, batch)
         losses |= compared
     if losses and state.learned("student"):

@@ -12,7 +12,7 @@ from comfy.utils import ProgressBar
 from server import PromptServer
 
 from ...echodistill_core.reporting import contact_sheet
-from ...echodistill_core.training.events import Event, LossesLogged, PoolProgress, PreviewReady, StepDone
+from ...echodistill_core.training.events import Event, LossesLogged, PoolProgress, PreviewReady, StepDone, latest
 
 PREVIEW_SIDE = 512  # pixels; the front end shows it smaller
 TEXT_INTERVAL = 0.5  # seconds
@@ -45,7 +45,7 @@ class NodeProgress:
         if isinstance(event, PoolProgress):
             self._text(f"{event.name}: {event.done} of {event.size} images", last=event.done == event.size)
         elif isinstance(event, LossesLogged) and event.rows:
-            self.losses = event.rows[-1]
+            self.losses = {**self.losses, **latest(event.rows)}
         elif isinstance(event, PreviewReady):
             self.bar.update_absolute(event.step, None, ("JPEG", contact_sheet(event.images, 2), PREVIEW_SIDE))
         elif isinstance(event, StepDone):

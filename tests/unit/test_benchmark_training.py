@@ -129,6 +129,11 @@ def test_memory_and_operations_are_counted_in_each_mode():
     # One pass of the student and one of the decoder more, and the same otherwise.
     assert 1.05 < sum(less.flop.values()) / sum(paper.flop.values()) < 1.35
     assert less.flop["teacher"] == paper.flop["teacher"]
+    # Of two iterations one compares images, and the other latents alone: the same, without what looks at images.
+    blind = bench.settings(**fewer, swd_weight=0.0, adversarial_weight=0.0)
+    between = measure.cost(train_step.iteration(bench.state(blind), bench), device, 1, 1).flop
+    turns = counted.count(bench.settings(**fewer, image_every=2), "tiny")
+    assert sum(turns.flop.values()) == pytest.approx((real + between) / 2, rel=0.01)
 
 
 def test_what_was_counted_is_told_and_kept(capsys, tmp_path, monkeypatch):

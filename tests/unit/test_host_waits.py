@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from benchmarks.workbench import Workbench
+from echodistill_core.devices import sent
 from echodistill_core.diffusion import NoiseSchedule
 from echodistill_core.losses import ms_swd
 from echodistill_core.training import state as state_module
@@ -72,7 +73,7 @@ def test_two_iterations_send_without_waiting_and_read_nothing_back(on_meta, opti
         batch = on_meta.batch(state.settings, state.generators["data"], state.step)
         with seen:
             losses = iterate(state, batch)
-        assert {"teacher", "alignment", "student_gradient"} <= set(losses)
+        assert {"teacher", "mse", "student_gradient"} <= set(losses)
         assert all(loss.device == META for loss in losses.values())
     assert seen.found == []
 
@@ -84,6 +85,20 @@ def test_a_crossing_is_seen():
     assert seen.found == [("aten::_to_copy", {"cpu"}, {"meta"})]
     with seen, pytest.raises(RuntimeError):
         torch.ones(2, device=META).sum().item()
+
+
+def test_to_a_gpu_goes_a_page_locked_copy_that_nobody_waits_for(monkeypatch):
+    given, pinned = torch.ones(2), torch.ones(2)
+    seen = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: seen.append(x) or pinned)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, **how: seen.append((x, device.type, how)))
+    sent(given, torch.device("cuda"))
+    assert seen[0] is given
+    assert seen[1][0] is pinned
+    assert seen[1][1:] == ("cuda", {"non_blocking": True})
+    seen.clear()
+    sent(given, torch.device("mps"))  # whose copy may be read after its source is gone
+    assert [entry[1:] for entry in seen] == [("mps", {})]
 
 
 def test_a_schedule_is_sent_to_a_device_once():

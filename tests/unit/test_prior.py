@@ -224,5 +224,5 @@ def test_a_run_from_before_there_was_the_setting_stays_what_it_was(train_tiny, t
     assert open_run(folder).settings.prior_weight == 0.0
     assert open_run(folder).settings.critic_canvas is True
     assert train_tiny(folder, iterations=1, **ONLY_STUDENT).fingerprint("distil") == record["fingerprint"]
-    with pytest.raises(InputError, match=r"another run: prior_weight is None there and 0\.5 here;"):
+    with pytest.raises(InputError, match=r"another run: prior_weight is 0\.0 there and 0\.5 here;"):
         train_tiny(folder, iterations=1, prior_weight=0.5, **ONLY_STUDENT)

@@ -23,7 +23,7 @@ from echodistill_core.tensorfile import read_tensors
 from echodistill_core.training import one_step, session, steps
 from echodistill_core.training import state as state_module
 from echodistill_core.training.batches import TrainingImages, batches
-from echodistill_core.training.events import CheckpointSaved, LossesLogged, PreviewReady, StepDone
+from echodistill_core.training.events import CheckpointSaved, LossesLogged, PreviewReady, StepDone, latest
 from echodistill_core.training.loop import adapters_of, preview
 from echodistill_core.training.run import open_run
 from echodistill_core.training.samples import one_step_images
@@ -448,6 +448,16 @@ def test_a_run_tells_its_listener_what_happens_and_when(train_tiny, tmp_path):
         assert row == {"step": event.step, **{n: v.item() for n, v in event.losses.items()}}
     finished = run.record["finished"]["distil"]
     assert (finished["iterations"], finished["losses"]) == (5, rows[-1])
+
+
+def test_a_finished_run_tells_the_last_value_of_every_term(train_tiny, tmp_path):
+    """Whatever the turns of images: of five iterations, the first and the fourth compare them."""
+    run = train_tiny(tmp_path / "run", iterations=5, image_every=3, log_every=1)
+    rows, losses = run.read_log("distil"), run.record["finished"]["distil"]["losses"]
+    assert ["swd" in row for row in rows] == [True, False, False, True, False]
+    assert losses == {**rows[3], **rows[4]}
+    assert (losses["step"], losses["swd"]) == (5, rows[3]["swd"])
+    assert latest(rows[:2]) == {**rows[0], **rows[1]}
 
 
 def test_a_finished_run_is_found_finished(train_tiny, tmp_path):
