@@ -51,7 +51,6 @@ DISTIL = {
     "preview_every": 0,
     "lr_decay": "cosine",
     "image_every": 2,
-    "critic_every": 2,
     "device": "cpu",
 }
 
