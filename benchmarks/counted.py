@@ -152,9 +152,8 @@ def _state(settings: TrainSettings, architecture: Architecture, scale: str) -> s
     family.loaded = {}
     family.text = family.text.with_placeholders({settings.placeholder: settings.vectors})
     run = state.new_state(family, backbones, settings)
-    run._unconditional = torch.empty(
-        1, 77, encoder.width, dtype=dtype, device=run.device
-    )  # whether it has a placeholder, is asked
+    # Reading it asks whether the prompt has a placeholder, and there are no numbers to ask.
+    run._unconditional = torch.empty(1, 77, encoder.width, dtype=dtype)
     return run
 
 

@@ -42,14 +42,12 @@ MODES: dict[str, dict[str, Any]] = {
     "tuned": {"preset": "tuned"},
     "low": {"memory_mode": "low"},
 }
+_ENDLESS = 10**9  # iterations; no run is measured for so long
 
 
 def meaning() -> dict[str, dict[str, Any]]:
     """What each mode sets, its preset spelt out: figures of a preset of before are none of today's."""
     return {mode: {**PRESETS[options.get("preset", "paper")], **options} for mode, options in MODES.items()}
-
-
-_ENDLESS = 10**9  # iterations; no run is measured for so long
 
 
 def iteration(state: TrainState, bench: Workbench) -> Work:

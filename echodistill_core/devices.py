@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on a device. To a GPU it goes through page-locked memory, so that the host need not wait.
 
-    Only there: MPS may read a source that waits in vain when it is already gone.
+    Only there: on MPS, a copy that nobody waits for may read its source after that is gone.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)

@@ -114,12 +114,10 @@ def ask_teacher(state: TrainState, latents: Tensor, noise: Tensor, t: Tensor, te
 
 @torch.no_grad()
 def with_image(state: TrainState, target: Target) -> Target:
-    """The target with its image, which is needed only by the terms that compare images."""
-    s = state.settings
-    if (s.identity_weight == 0 and s.swd_weight == 0) or not sees_images(state):
-        return target
+    """The target with its image and what Eq. 2 sees of it, for the terms that compare images."""
     pixels = state.family.decode(target.latents)
-    tokens = state.backbones["clip"].tokens(look(state, "clip", pixels)) if s.identity_weight > 0 else None
+    wanted = state.settings.identity_weight > 0
+    tokens = state.backbones["clip"].tokens(look(state, "clip", pixels)) if wanted else None
     return replace(target, pixels=pixels, tokens=tokens)
 
 
@@ -150,10 +148,10 @@ class Comparison:
         """Compare. directions: of MS-SWD, by level."""
         s, critics = self.state.settings, critics_of(self.state)
         graded = torch.is_grad_enabled()
-        if self.target is not None:
+        aligns_images = s.aligns and sees_images(self.state)
+        identity, swd = aligns_images and s.identity_weight > 0, aligns_images and s.swd_weight > 0
+        if self.target is not None and (identity or swd):
             self.target = with_image(self.state, self.target)
-        aligns = s.aligns and sees_images(self.state)  # them, not latents
-        identity, swd = aligns and s.identity_weight > 0, aligns and s.swd_weight > 0
         roles = {*critics, *(("clip",) if identity else ())}
         self.z = self.latents.detach().requires_grad_(graded)
         to_latents = self._decode() if roles or swd else None
