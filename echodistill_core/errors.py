@@ -1,5 +1,12 @@
 """The errors a user can cause, each worded as one sentence that says what to do."""
 
+from __future__ import annotations
+
+import reprlib
+
+short = reprlib.Repr()
+short.maxstring = short.maxother = 100
+
 
 class EchoDistillError(Exception):
     """Something a user can mend. The command line prints it as one sentence and exits with `exit_status`."""
@@ -21,3 +28,10 @@ class StorageError(EchoDistillError, OSError):
 
 class DivergedError(EchoDistillError, ArithmeticError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+def quoted(value: object) -> str:
+    """A value from outside as it may stand in a message: repr, so that control characters are escaped, and about 100
+    characters of it at most, since a file can hold a name of a megabyte.
+    """
+    return short.repr(value)

@@ -94,6 +94,7 @@ def sample(
     if not 0 < strength <= 1:
         raise InputError(f"strength is {strength}; expected more than 0 (keep the picture) and at most 1 (redraw it).")
     noise = draw_noise(family, len(prompts), height, width, seed).to(family.device)
+    model.encoder.warn_of_unread(prompts)
     text = model.text(prompts)
     unconditional = model.text([""]).expand_as(text) if guidance != 1.0 else None
     start = None

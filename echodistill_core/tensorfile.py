@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, short
 from .files import replacing
 from .settings import nearest
-from .tensorheader import ITEM_BYTES, METADATA, FlawError, Header, parse_header, short
+from .tensorheader import ITEM_BYTES, METADATA, FlawError, Header, parse_header
 
 _WRITTEN_AS = {
     torch.bool: "BOOL",

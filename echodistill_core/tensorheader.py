@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from .errors import short
 
 # Bytes of one element, in the order by which safetensors lays out a file (the last comes first).
 # Its 4- and 6-bit types are left out: no model here has them, and torch cannot compute with them.
@@ -31,10 +32,6 @@ METADATA = "__metadata__"
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _TOKEN = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
-
-
-short = reprlib.Repr()
-short.maxstring = short.maxother = 100
 
 
 @dataclass(frozen=True)

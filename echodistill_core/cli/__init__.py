@@ -41,9 +41,11 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from . import commands
+    from .progress import shown_warnings
 
     try:
-        getattr(commands, options.command)(options)
+        with shown_warnings():
+            getattr(commands, options.command)(options)
     except torch.OutOfMemoryError as error:
         if isinstance(error, EchoDistillError):  # training's own, which says what to change
             raise

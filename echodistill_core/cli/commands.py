@@ -23,12 +23,12 @@ from ..adapter.export import export_lora, export_merged, token_path
 from ..adapter.file import Adapter, read_adapter
 from ..concept.augment import to_unit
 from ..concept.photographs import Photograph, load_photograph, load_photographs, to_square
-from ..concept.prompts import check_prompt
 from ..devices import DTYPES, pick_device
 from ..errors import InputError
 from ..models.family import Family
 from ..models.open import open_family
 from ..models.sources import FAMILIES, ModelSources, settings_for
+from ..models.text import check_prompt
 from ..reporting import RunPictures, save_picture, to_pictures
 from ..sampling import TEACHER_STEPS
 from ..sampling import sample as sample_images
@@ -40,7 +40,7 @@ from ..training.start import start_files
 from ..training.state import needs_teacher
 from .arguments import COMPUTING, given
 from .facts import adapter_facts, lines, run_facts
-from .progress import ProgressBar, has_display, say, shown_warnings, stoppable
+from .progress import ProgressBar, has_display, say, stoppable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -53,8 +53,7 @@ def demo(options: argparse.Namespace) -> None:
 
     settings = from_options(DemoSettings, given(options, DemoSettings))
     pick_device(settings.device)
-    with shown_warnings():
-        lesson = choose(settings, options.photos)
+    lesson = choose(settings, options.photos)
     plain = not lesson.photos and determining(settings) == determining(DemoSettings())
     name = "demo" if plain else f"demo-{_name(lesson.class_noun, determining(settings), lesson.photographs)}"
     folder = Path(options.out) if options.out else Path("runs") / name
@@ -66,7 +65,7 @@ def demo(options: argparse.Namespace) -> None:
         bar.close()
         say(text)
 
-    with shown_warnings(), stoppable([bar]) as listen:
+    with stoppable([bar]) as listen:
         page = learn(lesson, settings, folder, listen, tell)
     if settings.open and sys.stdout.isatty() and has_display():
         webbrowser.open(page.resolve().as_uri())
@@ -80,10 +79,9 @@ def train(options: argparse.Namespace) -> None:
     session.check_concept(settings)
     pick_device(settings.device)
     start = start_files(options.start_from)
-    with shown_warnings():
-        paths = options.photos if len(options.photos) > 1 else options.photos[0]
-        photographs = load_photographs(paths, settings.max_photographs)
-        family = _family(sources, with_teacher=needs_teacher(settings, start))
+    paths = options.photos if len(options.photos) > 1 else options.photos[0]
+    photographs = load_photographs(paths, settings.max_photographs)
+    family = _family(sources, with_teacher=needs_teacher(settings, start))
     folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs, start)
     say(f"{settings.class_noun}: {_counted(photographs)} -> {folder}")
     with stoppable([ProgressBar(), RunPictures(folder)]) as listen:
@@ -98,8 +96,7 @@ def echo(options: argparse.Namespace) -> None:
     own = given(options, TrainSettings)
     run.record["settings"].update({name: own[name] for name in COMPUTING if name in own})
     distil = run.settings
-    with shown_warnings():
-        family = _family(run.sources, with_teacher=needs_teacher(distil, run.start_files()))
+    family = _family(run.sources, with_teacher=needs_teacher(distil, run.start_files()))
     with stoppable([ProgressBar(), RunPictures(run.folder)]) as listen:
         run = session.echo(run, family, settings, listen)
     _finished(run, "echo")
@@ -115,8 +112,7 @@ def sample(options: argparse.Namespace) -> None:
     out = Path(options.out)
     _check_sampling(options, out)
     device = pick_device(options.device)
-    with shown_warnings():
-        family = _family(sources, with_teacher=teacher).to(device, DTYPES[options.precision])
+    family = _family(sources, with_teacher=teacher).to(device, DTYPES[options.precision])
     start = _start_picture(options, family)
     prompts = [prompt for prompt in options.prompt for _ in range(options.batch)]
     with personalised(family, adapters, options.strength, role=options.role, any_base=options.any_base) as model:

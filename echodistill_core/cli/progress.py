@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -88,15 +89,19 @@ def say(text: str) -> None:
 
 @contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Print this package's warnings as one line each instead of Python's two with a source line."""
-    with warnings.catch_warnings(record=True) as caught:
+    """Print this package's warnings, as they come, as one line each instead of Python's two with a source line."""
+    with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            for w in caught:
-                if w.category is UserWarning:
-                    say(f"warning: {w.message}")
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if category is UserWarning:
+                say(f"warning: {message}")
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def has_display() -> bool:

@@ -1,12 +1,11 @@
-"""Captions for training, and the check that a prompt uses its placeholder."""
+"""Captions for training, and prompts without their placeholder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import unicodedata
 
 import torch
-
-from ..errors import InputError
 
 # Photo templates as in CLIP's prompt ensembles and Custom Diffusion, without a leading article so that the
 # augmentation's "close up" can stand before them. {} is the placeholder with its class noun.
@@ -50,19 +49,14 @@ def epoch_order(size: int, epoch: int, seed: int) -> list[int]:
     return torch.randperm(size, generator=generator).tolist()
 
 
-def names_subject(prompt: str, placeholders: Iterable[str]) -> bool:
-    """Whether the prompt uses one of these placeholders, in any case of letters, as the tokenizer reads them."""
-    return any(name.lower() in prompt.lower() for name in placeholders)
+def without_placeholder(prompt: str, placeholder: str) -> str:
+    """The prompt without its placeholder: "a <new1> mug on the beach" becomes "a mug on the beach".
 
-
-def check_prompt(prompt: str, placeholders: dict[str, str]) -> None:
-    """Raise InputError unless the prompt uses one of the adapters' placeholders.
-
-    placeholders: placeholder -> class noun, of every adapter in use. Without adapters every prompt is right.
+    Every Unicode form and case of the placeholder counts; one of letters and digits alone only as a word of its own, as
+    the tokenizer reads it. placeholder: empty where the prompt has none.
     """
-    if placeholders and not names_subject(prompt, placeholders):
-        name, noun = next(iter(placeholders.items()))
-        raise InputError(
-            f"the prompt {prompt!r} does not contain the placeholder {name}; write it before the class noun, "
-            f'for instance "photo of a {subject(name, noun)}".'
-        )
+    if not placeholder:
+        return prompt
+    word = unicodedata.normalize("NFC", placeholder)
+    pattern = rf"\b{re.escape(word)}\b" if word.isalnum() else re.escape(word)
+    return " ".join(re.sub(pattern, " ", unicodedata.normalize("NFC", prompt), flags=re.IGNORECASE).split())

@@ -67,18 +67,10 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def without_placeholder(prompt: str, placeholder: str) -> str:
-    """The prompt that CLIP-T compares with: "a <new1> mug on the beach" becomes "a mug on the beach".
-
-    placeholder: empty where the prompt has none.
-    """
-    return " ".join(prompt.replace(placeholder, " ").split()) if placeholder else prompt
-
-
 def clip_t(image_features: Tensor, text_features: Tensor) -> float:
     """Prompt fidelity in [-1, 1]: mean cosine of each image (B, d) with its own prompt (B, d).
 
-    The prompts are those of `without_placeholder`, since the encoder does not know the new word.
+    The prompts are those of `concept.prompts.without_placeholder`, since the encoder does not know the new word.
     Raises InputError where the numbers of images and prompts differ or are 0.
     """
     _check("image", image_features)

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..concept.augment import to_unit
 from ..concept.images import square_images
 from ..concept.photographs import Photograph
+from ..concept.prompts import without_placeholder
 from ..miniature.judges import load_judges
-from ..models.text import clip_tokenizer
+from ..models.text import clip_tokenizer, warn_of_unread
 from ..perception.backbones import Backbone, normalised, resized
 from ..perception.load import Place, load_backbone
 from . import metrics
@@ -35,7 +36,7 @@ def score_pictures(
     crop = "squash" if protocol.squash else "center"
     side = protocol.squash or max(protocol.clip_size, protocol.dino_size)
     references = to_unit(square_images(photographs, side, crop).pixels)
-    caption = metrics.without_placeholder(prompt, placeholder)
+    caption = without_placeholder(prompt, placeholder)
     images = images.float()
     if protocol.squash:
         images = resized(images, protocol.squash)
@@ -52,9 +53,8 @@ def score_pictures(
     if protocol.clip in places:
         backbone = load_backbone(protocol.clip, places[protocol.clip].encoder).float()
         pictured, real = (_features(backbone, x, protocol.clip_size) for x in (images, references))
-        ids = clip_tokenizer(pad_with_end=True)([caption], padding="max_length", truncation=True, return_tensors="pt")
         clip = backbone.encoder
-        text = clip.text_projection(clip.text_model(ids.input_ids).pooler_output)  # type: ignore[operator]
+        text = clip.text_projection(clip.text_model(_caption_ids(caption)).pooler_output)  # type: ignore[operator]
         result["clip_t"] = metrics.clip_t(pictured, text.expand(len(images), -1))
         result["clip_i"] = metrics.clip_i(pictured, real)
     if protocol.dino in places:
@@ -62,6 +62,14 @@ def score_pictures(
         seen, real = (_features(backbone, x, protocol.dino_size) for x in (images, references))
         result["dino"] = metrics.dino(seen, real)
     return result
+
+
+def _caption_ids(caption: str) -> Tensor:
+    """Token ids (1, 77) of a caption. Warns where it is longer and its end is lost."""
+    tokenizer = clip_tokenizer(pad_with_end=True)
+    warn_of_unread(caption, tokenizer.model_max_length - 2, lambda text: len(tokenizer.tokenize(text)))
+    ids: Tensor = tokenizer([caption], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return ids
 
 
 def _features(backbone: Backbone, images: Tensor, size: int) -> Tensor:

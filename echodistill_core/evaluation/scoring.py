@@ -13,6 +13,7 @@ from ..adapter.apply import Personalised
 from ..concept.augment import to_unit
 from ..concept.images import square_images
 from ..concept.photographs import Photograph
+from ..concept.prompts import without_placeholder
 from ..miniature.concepts import Concept, photographs, prompts
 from ..miniature.judges import ATTRIBUTES, Judges, indices
 from ..miniature.render import SIDE, render_all
@@ -62,7 +63,7 @@ def real(concept: Concept, seeds: int, count: int = 0) -> Samples:
 def score(samples: Samples, concept: Concept, placeholder: str, judges: Judges) -> dict[str, float]:
     """Every metric of these samples: clip_t, clip_i, dino, attributes, context, diversity."""
     images, references = samples.images, pixels(photographs(concept))
-    captions = [metrics.without_placeholder(p, placeholder) for p in samples.prompts for _ in range(samples.seeds)]
+    captions = [without_placeholder(p, placeholder) for p in samples.prompts for _ in range(samples.seeds)]
     contexts = [context for context in samples.contexts for _ in range(samples.seeds)]
     identity, seen, truth = judges.identity(images), judges.attributes(images), indices(concept.attributes)
     pictured = judges.image_text_image(images)

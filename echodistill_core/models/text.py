@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import gzip
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
+from ..concept.prompts import subject
 from ..devices import sent
-from ..errors import InputError
+from ..errors import InputError, quoted
 
 # A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
 _PLACEHOLDER = re.compile(r"[^\s():,|\\/\"']+")
@@ -83,6 +86,36 @@ def taught(tokenizer: CLIPTokenizer, placeholders: Iterable[str]) -> CLIPTokeniz
     return copied
 
 
+def placeholders_read(tokenizer: CLIPTokenizer, prompt: str, placeholders: Iterable[str]) -> list[str]:
+    """Those of the placeholders that the tokenizer, which knows them as words, finds in the prompt.
+
+    The tokens decide, since the letters do not: "fidozq" stands in "fidozqdog", but is no word of it, and the tokenizer
+    reads every Unicode form and case of a placeholder as the same word.
+    """
+    found = set(tokenizer(prompt, add_special_tokens=False).input_ids)
+    return [word for word in placeholders if tokenizer.convert_tokens_to_ids(word) in found]
+
+
+def check_prompt(prompt: str, placeholders: Mapping[str, str]) -> None:
+    """Raise InputError unless the prompt uses one of the adapters' placeholders.
+
+    placeholders: placeholder -> class noun, of every adapter in use. Without adapters every prompt is right.
+    """
+    if not placeholders or placeholders_read(_knowing(tuple(placeholders)), prompt, placeholders):
+        return
+    name, noun = next(iter(placeholders.items()))
+    raise InputError(
+        f"the prompt {quoted(prompt)} does not contain the placeholder {name} as a word of its own; write it before "
+        f'the class noun, for instance "photo of a {subject(name, noun)}".'
+    )
+
+
+@lru_cache(maxsize=8)
+def _knowing(placeholders: tuple[str, ...]) -> CLIPTokenizer:
+    """CLIP's tokenizer that knows these words. What it pads with makes no difference to a prompt's words."""
+    return taught(clip_tokenizer(pad_with_end=False), placeholders)
+
+
 def _copied(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
     """A tokenizer to which words can be added apart from this one. They share the vocabulary, which adding only reads:
     copied, it would take longer than a picture (0.3 to 1 s).
@@ -147,28 +180,47 @@ class TextEncoder(nn.Module):
 
         Raises InputError where a prompt is so long that a placeholder in it would be cut off.
         """
-        vocabulary = self.table.shape[0]
+        vocabulary, most = self.table.shape[0], self.most_tokens
+        rows_of = self._rows_of()
+        batch = []
+        for prompt in prompts:
+            ids = [row for token in self._words(prompt) for row in rows_of.get(token, [token])]
+            if any(i >= vocabulary for i in ids[most:]):
+                raise InputError(
+                    f"the prompt {quoted(prompt)} has {len(ids)} tokens and its placeholder would be cut off; "
+                    f"expected it within the first {most}: shorten the prompt."
+                )
+            ids = [self.tokenizer.bos_token_id, *ids[:most], self.tokenizer.eos_token_id]
+            batch.append(ids + [self.tokenizer.pad_token_id] * (most + 2 - len(ids)))
+        return torch.tensor(batch, dtype=torch.long)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a prompt that the encoder reads: 75, since begin and end of text take two of its 77."""
+        return int(self.model.config.max_position_embeddings) - 2
+
+    def warn_of_unread(self, prompts: Iterable[str]) -> None:
+        """Warn once for each prompt that is longer than the encoder reads, naming the words that are lost."""
+        rows_of = self._rows_of()
+
+        def count(text: str) -> int:
+            return sum(len(rows_of.get(token, [token])) for token in self._words(text))
+
+        for prompt in dict.fromkeys(prompts):
+            warn_of_unread(prompt, self.most_tokens, count)
+
+    def _words(self, prompt: str) -> list[int]:
+        ids: list[int] = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        return ids
+
+    def _rows_of(self) -> dict[int, list[int]]:
+        """The tokenizer's id of each placeholder -> ids of its rows, which begin past the vocabulary's end."""
         rows_of: dict[int, list[int]] = {}
-        next_row = vocabulary
+        next_row = self.table.shape[0]
         for name, count in self.placeholders.items():
             rows_of[self.tokenizer.convert_tokens_to_ids(name)] = list(range(next_row, next_row + count))
             next_row += count
-        length = self.model.config.max_position_embeddings
-        batch = []
-        for prompt in prompts:
-            ids = [
-                row
-                for token in self.tokenizer(prompt, add_special_tokens=False).input_ids
-                for row in rows_of.get(token, [token])
-            ]
-            if any(i >= vocabulary for i in ids[length - 2 :]):
-                raise InputError(
-                    f"the prompt {prompt!r} has {len(ids)} tokens and its placeholder would be cut off; "
-                    f"expected it within the first {length - 2}: shorten the prompt."
-                )
-            ids = [self.tokenizer.bos_token_id, *ids[: length - 2], self.tokenizer.eos_token_id]
-            batch.append(ids + [self.tokenizer.pad_token_id] * (length - len(ids)))
-        return torch.tensor(batch, dtype=torch.long)
+        return rows_of
 
     def forward(self, prompts: Sequence[str], rows: Tensor | None = None) -> Tensor:
         """Text features (B, 77, width).
@@ -207,6 +259,22 @@ class TextEncoder(nn.Module):
         if not ids:
             raise InputError("class_noun is empty; expected what the photographs show, for instance dog.")
         return mean_rows(self.table, ids, count)
+
+
+def warn_of_unread(prompt: str, most: int, count: Callable[[str], int]) -> None:
+    """Warn, naming the words that are lost, where a prompt has more than the `most` tokens that its encoder reads.
+
+    count: a text to the number of its tokens.
+    """
+    if count(prompt) <= most:
+        return
+    words = prompt.split()
+    read = bisect_right(range(len(words) + 1), most, key=lambda n: count(" ".join(words[:n]))) - 1
+    warnings.warn(
+        f"the prompt {quoted(prompt)} has more than the {most} tokens that the text encoder reads: "
+        f"{quoted(' '.join(words[read:]))} at its end has no effect; shorten the prompt",
+        stacklevel=4,
+    )
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..concept.images import ImageSet
-from ..concept.prompts import TEMPLATES, caption, check_prompt
+from ..concept.prompts import TEMPLATES, caption
+from ..models.text import check_prompt
 from ..settings import EchoSettings, TrainSettings
 from .events import Listener
 from .pools import kept_pool

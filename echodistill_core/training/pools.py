@@ -15,11 +15,12 @@ from ..adapter.apply import personalised
 from ..adapter.file import read_adapter
 from ..concept.images import ImageSet
 from ..concept.photographs import Photograph
-from ..concept.prompts import TEMPLATES, caption, check_prompt
+from ..concept.prompts import TEMPLATES, caption
 from ..devices import DTYPES, pick_device
 from ..errors import InputError
 from ..files import remove_leftovers, write_json
 from ..models.family import Family
+from ..models.text import check_prompt
 from ..sampling import TEACHER_STEPS, sample
 from .events import Listener, PoolProgress
 from .identity import fingerprint_of

@@ -10,6 +10,7 @@ import torch
 
 from ..concept.images import square_images
 from ..concept.photographs import Photograph
+from ..concept.prompts import TEMPLATES, caption
 from ..devices import pick_device
 from ..errors import InputError
 from ..models.family import Family
@@ -65,6 +66,8 @@ def train(
     backbones = _backbones(settings, sources, places)
     run = create_or_resume(folder, settings, sources, images, family, start)
     with _training(family, backbones, settings, begun) as state:
+        longest = max(TEMPLATES, key=len)
+        family.text.warn_of_unread([caption(longest, settings.placeholder, settings.class_noun)])
         add_prior(state, run, listen)
         _resume(state, run, "distil")
         source = TrainingImages(images, settings, family.latent_factor, channels=family.latent_channels)
@@ -97,6 +100,7 @@ def echo(
         add_prior(state, run, listen)
         fresh_critics = {n: p.detach().clone() for n, p in state.critics.named_parameters()}
         _resume(state, run, "distil", required=True)
+        family.text.warn_of_unread(pool_prompts(distil, settings))
         pool = make_pool(state, run, settings, listen)
         if not _resume(state, run, "echo"):
             state.step = 0

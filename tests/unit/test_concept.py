@@ -8,8 +8,7 @@ from PIL import Image
 from echodistill_core.concept.augment import draw_view, inside_mask, plain_view, to_unit
 from echodistill_core.concept.images import ImageSet, square_images
 from echodistill_core.concept.photographs import load_photographs
-from echodistill_core.concept.prompts import TEMPLATES, caption, check_prompt, epoch_order, subject
-from echodistill_core.errors import InputError
+from echodistill_core.concept.prompts import TEMPLATES, caption, epoch_order, subject
 from echodistill_core.settings import TrainSettings
 from echodistill_core.training.batches import TrainingImages
 
@@ -262,22 +261,6 @@ def test_epoch_order_is_a_permutation_of_its_arguments_alone():
 def test_first_places_of_epochs_are_spread():
     firsts = np.bincount([epoch_order(4, epoch, 0)[0] for epoch in range(800)], minlength=4)
     assert abs(firsts - 200).max() < 4 * (800 * 3 / 16) ** 0.5
-
-
-@pytest.mark.parametrize("prompt", ["a <new1> dog", "<NEW1> dog", "dog<new1>", "<new1>"])
-def test_prompts_with_the_placeholder_pass(prompt):
-    check_prompt(prompt, {"<new1>": "dog"})
-
-
-@pytest.mark.parametrize("prompt", ["a dog", "", "a new1 dog", "a <new2> dog"])
-def test_prompts_without_it_are_refused_with_an_example(prompt):
-    with pytest.raises(InputError, match=r"does not contain the placeholder <new1>.*\"photo of a <new1> dog\""):
-        check_prompt(prompt, {"<new1>": "dog"})
-
-
-def test_one_of_several_placeholders_is_enough_and_none_is_asked_for_without_adapters():
-    check_prompt("a <cat1> cat", {"<new1>": "dog", "<cat1>": "cat"})
-    check_prompt("a dog", {})
 
 
 # --- image sets -----------------------------------------------------------------------------------

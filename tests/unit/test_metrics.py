@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from echodistill_core.concept.prompts import without_placeholder
 from echodistill_core.errors import InputError
 from echodistill_core.evaluation.metrics import (
     PROTOCOLS,
@@ -11,7 +12,6 @@ from echodistill_core.evaluation.metrics import (
     clip_t,
     dino,
     diversity,
-    without_placeholder,
 )
 from echodistill_core.perception.backbones import SPECS
 
@@ -72,6 +72,10 @@ def test_the_placeholder_leaves_no_trace_in_the_prompt():
     assert without_placeholder("<new1> mug", "<new1>") == "mug"
     assert without_placeholder("a mug <new1>", "<new1>") == "a mug"
     assert without_placeholder("a mug on the beach", "") == "a mug on the beach"
+    # As the tokenizer reads it: in any case and Unicode form, and of letters only where it is a word of its own.
+    assert without_placeholder("a <NEW1> mug", "<new1>") == "a mug"
+    assert without_placeholder("a cafe\u0301zq mug", "caf\u00e9zq") == "a mug"
+    assert without_placeholder("a fidozq fidozqdog", "fidozq") == "a fidozqdog"
 
 
 def test_attribute_accuracy_by_hand():

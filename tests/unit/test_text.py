@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+import warnings
 
 import open_clip
 import pytest
@@ -10,7 +11,14 @@ import torch
 from transformers import AddedToken, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from echodistill_core.errors import InputError
-from echodistill_core.models.text import TextEncoder, check_placeholder, clip_tokenizer, load_tokenizer, taught
+from echodistill_core.models.text import (
+    TextEncoder,
+    check_placeholder,
+    check_prompt,
+    clip_tokenizer,
+    load_tokenizer,
+    taught,
+)
 
 START, END, VOCABULARY, LENGTH = 49406, 49407, 49408, 77
 # From CLIP's published vocabulary.
@@ -194,6 +202,53 @@ def test_a_bracketed_placeholder_may_touch_its_neighbours(encoder):
     assert text.tokenize(["a<new1>dog<new1>"]).tolist() == [padded(A, 49408, DOG, 49408)]
 
 
+@pytest.mark.parametrize("prompt", ["a <new1> dog", "<NEW1> dog", "dog<new1>", "<new1>"])
+def test_prompts_with_the_placeholder_pass(prompt):
+    check_prompt(prompt, {"<new1>": "dog"})
+
+
+@pytest.mark.parametrize("prompt", ["a dog", "", "a new1 dog", "a <new2> dog"])
+def test_prompts_without_it_are_refused_with_an_example(prompt):
+    with pytest.raises(InputError, match=r"does not contain the placeholder <new1>.*\"photo of a <new1> dog\""):
+        check_prompt(prompt, {"<new1>": "dog"})
+
+
+def test_one_of_several_placeholders_is_enough_and_none_is_asked_for_without_adapters():
+    check_prompt("a <cat1> cat", {"<new1>": "dog", "<cat1>": "cat"})
+    check_prompt("a dog", {})
+
+
+@pytest.mark.parametrize(
+    ("placeholder", "prompt", "is_read"),
+    [
+        ("fidozq", "a fidozqdog", False),
+        ("fidozq", "a prefidozq dog", False),
+        ("fidozq", "a fidozq's bowl, FIDOZQ dog", True),
+        ("newzq1", "renewzq1 the dog", False),
+        ("caf\u00e9zq", "a cafe\u0301zq dog", True),
+        ("cafe\u0301zq", "a caf\u00e9zq dog", True),
+        ("<caf\u00e9>", "a <cafe\u0301> dog", True),
+        ("<new1>", "a <new12> dog", False),
+    ],
+)
+def test_a_prompt_is_checked_by_what_the_encoder_reads(encoder, placeholder, prompt, is_read):
+    """Letters alone do not tell: the row must be among the ids that the network is given."""
+    text = encoder.with_placeholders({placeholder: 1})
+    assert bool((text.tokenize([prompt]) >= 49408).any()) == is_read
+    if is_read:
+        check_prompt(prompt, {placeholder: "dog"})
+    else:
+        with pytest.raises(InputError, match="does not contain the placeholder"):
+            check_prompt(prompt, {placeholder: "dog"})
+
+
+@pytest.mark.parametrize("other", ["<NEW1>", "caf\u00e9zq"])
+def test_two_forms_of_one_placeholder_are_one_word(encoder, other):
+    first = {"<NEW1>": "<new1>", "caf\u00e9zq": "cafe\u0301zq"}[other]
+    with pytest.raises(InputError, match="already a word"):
+        encoder.with_placeholders({first: 1, other: 1})
+
+
 def test_placeholders_leave_other_prompts_and_the_first_encoder_alone(encoder):
     before = encoder.tokenize(["photo of a <new1> dog"])
     text = encoder.with_placeholders({"<new1>": 1})
@@ -235,6 +290,23 @@ def test_a_prompt_is_cut_at_77_tokens_but_never_through_a_placeholder(encoder):
     for words in (74, 75, 100):
         with pytest.raises(InputError, match=rf"{words + 2} tokens .* within the first 75"):
             text.tokenize(["a dog", "dog " * words + "<new1>"])
+
+
+def test_the_words_that_are_cut_are_named(encoder):
+    """What is lost is what two prompts of equal features differ by."""
+    text = encoder.with_placeholders({"<new1>": 2})
+    # 2 rows and 73 words are 75 tokens; the next ones are lost.
+    prompt = "<new1> " + "very " * 73 + "wooden boat"
+    assert torch.equal(text.tokenize([prompt]), text.tokenize([prompt.replace("boat", "ship")]))
+    with pytest.warns(UserWarning, match=r"more than the 75 tokens .* 'wooden boat' at its end has no effect"):
+        text.warn_of_unread([prompt, prompt])
+
+
+def test_a_prompt_that_just_fits_is_read_without_a_warning(encoder):
+    text = encoder.with_placeholders({"<new1>": 2})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text.warn_of_unread(["<new1> " + "very " * 72 + "wooden", "", "a <new1> dog"])
 
 
 # Features
