@@ -12,11 +12,11 @@ from ..echodistill_core.models.sources import settings_for
 from ..echodistill_core.reporting import RunPictures
 from ..echodistill_core.settings import TrainSettings
 from ..echodistill_core.training import session
-from ..echodistill_core.training.identity import fingerprint_of, inputs_identity, models_identity
+from ..echodistill_core.training.identity import fingerprint_of, inputs_identity
 from ..echodistill_core.training.run import open_run
 from .bridge import training
-from .bridge.fit import fingerprint_of_weights
-from .bridge.kinds import architecture_of, prediction_of, sources_of
+from .bridge.fit import identity_of
+from .bridge.kinds import architecture_of, sources_of
 from .bridge.memory import default_precision
 from .bridge.places import run_folder
 from .bridge.progress import NodeProgress, say, several
@@ -103,11 +103,7 @@ class EchoDistillTrain(io.ComfyNode):
         images = square_images(concept.photographs[: settings.max_photographs or None], size, settings.crop)
         identity = {
             **inputs_identity(settings, images),
-            **models_identity(
-                (fingerprint_of_weights("unet", student, clip), prediction_of(student, "student")),
-                (fingerprint_of_weights("unet", teacher, clip), prediction_of(teacher, "teacher")),
-                fingerprint_of_weights("text_encoder", teacher, clip),
-            ),
+            **identity_of(models),
         }
         folder = run_folder(concept.class_noun, fingerprint_of(identity))
         run = open_run(folder) if (folder / "run.json").is_file() else None

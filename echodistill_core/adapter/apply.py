@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, quoted
 from ..models.family import Denoiser, Family
+from ..models.fingerprint import differing_blocks, some_of
 from ..models.text import TextEncoder
 from .file import Adapter
 
@@ -121,6 +123,25 @@ def check_fit(
     if not any_base:
         found = {"base_fingerprint": denoiser.fingerprint, "text_fingerprint": family.text_fingerprint}
         check_base(adapter, found, f"{role} {denoiser.origin}", remedy)
+        difference = other_layers(adapter, family.blocks(role))
+        if difference:
+            warnings.warn(difference, stacklevel=4)
+
+
+def other_layers(adapter: Adapter, blocks: Mapping[str, str]) -> str:
+    """A sentence where the adapter was trained on a UNet whose other layers differ from these blocks', or "".
+
+    Cross-attention keys and values are the adapter's own business (`check_base`); a model fine-tuned elsewhere, or with
+    a LoRA merged in, has the same ones and yet draws other pictures. Adapters of earlier versions do not say.
+    """
+    differing = differing_blocks(adapter.base_blocks, blocks) if adapter.base_blocks else []
+    if not differing:
+        return ""
+    return (
+        f"{adapter.origin} was trained on a model with the same cross-attention but other weights in "
+        f"{len(differing)} of {len(blocks)} blocks ({some_of(differing)}), so its subject may look different; for the "
+        f"pictures of training use {quoted(adapter.metadata.get('base_model', 'its own base model'))} without a LoRA"
+    )
 
 
 def check_role(adapter: Adapter, role: str, width: int) -> None:

@@ -65,6 +65,15 @@ class Adapter:
         """Which model it belongs to: "student" or "teacher"."""
         return self.metadata["role"]
 
+    @property
+    def base_blocks(self) -> dict[str, str]:
+        """The fingerprint of each block of the UNet that it was trained on; empty where the file does not say."""
+        try:
+            blocks = json.loads(self.metadata.get("base_blocks", "{}"))
+        except ValueError:
+            return {}
+        return blocks if isinstance(blocks, dict) else {}
+
     def all_deltas(self) -> dict[str, Tensor]:
         """Every update as a full difference, by original parameter name."""
         return {**self.deltas, **{n: up.float() @ down.float() for n, (up, down) in self.factors.items()}}
@@ -109,6 +118,7 @@ def describe_run(family: Family, role: str, settings: Mapping[str, Any], stage: 
         "base_prediction": denoiser.schedule.prediction_type,
         "base_fingerprint": denoiser.fingerprint,
         "text_fingerprint": family.text_fingerprint,
+        "base_blocks": json.dumps(family.blocks(role), sort_keys=True),
         "base_licences": json.dumps(licences, sort_keys=True),
         "notice": NOTICE,
         "settings": json.dumps(settings, sort_keys=True),

@@ -9,18 +9,21 @@ from typing import Any
 from ..adapter.file import Adapter
 from ..training.run import STAGES, Run
 
+_FIRST = ("placeholder", "class_noun", "role", "stage", "iterations", "seed", "family", "base_model", "base_prediction")
+
 
 def adapter_facts(adapter: Adapter) -> dict[str, Any]:
-    """What is in an adapter file, by name; JSON values."""
+    """What is in an adapter file, by name; JSON values. What a person looks for comes first."""
     deltas = adapter.all_deltas()
     norms = {n: float(d.norm()) for n, d in deltas.items()}
-    facts: dict[str, Any] = {k: _from_json(v) for k, v in adapter.metadata.items() if k != "settings"}
+    said = {k: _from_json(v) for k, v in adapter.metadata.items()}
+    facts: dict[str, Any] = {"prompt_stub": f"photo of a {adapter.placeholder} {adapter.class_noun}"}
+    facts |= {k: said.pop(k) for k in _FIRST if k in said}
     facts["weights"] = f"{len(deltas)} tensors, {sum(d.numel() for d in deltas.values())} numbers"
     facts["largest_change"] = max(norms, key=norms.__getitem__) if norms else "none"
     facts["token"] = f"{adapter.rows.shape[0]} row(s) of {adapter.rows.shape[1]} numbers"
-    facts["prompt_stub"] = f"photo of a {adapter.placeholder} {adapter.class_noun}"
-    facts["settings"] = _from_json(adapter.metadata.get("settings", "{}"))
-    return facts
+    last = {k: said.pop(k, {}) for k in ("settings", "base_blocks")}
+    return {**facts, **said, **last}
 
 
 def run_facts(run: Run) -> dict[str, Any]:

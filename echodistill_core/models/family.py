@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,6 +15,7 @@ from torch.nn.utils import parametrize
 from ..diffusion import NoiseSchedule
 from ..errors import InputError
 from .architectures import Architecture
+from .fingerprint import block_fingerprints, sampled_fingerprint
 from .text import TextEncoder
 
 
@@ -59,6 +59,7 @@ class Family:
     warnings: list[str] = field(default_factory=list)
     loaded: dict[str, dict[str, Tensor]] = field(init=False, repr=False)
     on_restore: list[Callable[[], None]] = field(default_factory=list, repr=False)  # what else a run has to undo
+    _blocks: dict[str, dict[str, str]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         # The tensors as they were loaded, by network and name: `restore` gives them back after a run has moved, cast
@@ -97,6 +98,16 @@ class Family:
         """Every network of the family: "student", "teacher" where there is one, "text", "vae"."""
         teacher = {} if self.teacher is None else {"teacher": self.teacher.unet}
         return {"student": self.student.unet, **teacher, "text": self.text.model, "vae": self.vae}
+
+    def blocks(self, role: str) -> dict[str, str]:
+        """The fingerprint of each block of a role's UNet as it was loaded; computed once."""
+        if role not in self._blocks:
+            self._blocks[role] = block_fingerprints(self.loaded[role])
+        return self._blocks[role]
+
+    def weights_fingerprint(self, network: str) -> str:
+        """The sampled fingerprint of a network, by its name in `networks`, as it was loaded."""
+        return sampled_fingerprint(self.loaded[network])
 
     def freeze(self) -> Family:
         """Switch to evaluation and turn every gradient off; training then asks for what it trains."""
@@ -163,21 +174,3 @@ class Family:
 
     def _unscaled(self, z: Tensor) -> Tensor:
         return (z / self.vae.config["scaling_factor"]).to(self.vae.dtype)
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits of SHA-256 over names, shapes and values rounded to half precision.
-
-    Rounding makes a model's fp32 file and its fp16 file the same model.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().to("cpu", torch.float16).contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def unet_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """The fingerprint of a UNet in diffusers' names: of its cross-attention keys and values."""
-    return fingerprint({n: t for n, t in tensors.items() if ".attn2.to_k." in n or ".attn2.to_v." in n})

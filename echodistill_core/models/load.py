@@ -17,7 +17,8 @@ from ..tensorfile import read_tensors
 from .architectures import Architecture
 from .assemble import StateDict, assemble, empty_text_encoder, empty_unet, empty_vae
 from .checkpoint import Checkpoint, Source, read_checkpoint
-from .family import Denoiser, Family, fingerprint, unet_fingerprint
+from .family import Denoiser, Family
+from .fingerprint import fingerprint, unet_fingerprint
 from .text import TextEncoder, clip_tokenizer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from ..concept.images import ImageSet
 from ..errors import InputError
 from ..models.family import Family
 from ..settings import TrainSettings, determining
+
+# Fingerprints that runs of earlier versions do not hold.
+_LATER = ("student_weights", "teacher_weights", "vae")
 
 
 def run_identity(
@@ -35,20 +39,41 @@ def inputs_identity(settings: TrainSettings, images: ImageSet) -> dict[str, Any]
 
 def family_identity(family: Family) -> dict[str, str]:
     """The part of a run's identity that is the models'."""
-    teacher = family.teacher
-    return models_identity(
-        (family.student.fingerprint, family.student.schedule.prediction_type),
-        None if teacher is None else (teacher.fingerprint, teacher.schedule.prediction_type),
-        family.text_fingerprint,
+    denoisers = {"student": family.student, "teacher": family.teacher}
+    student, teacher = (
+        None
+        if denoiser is None
+        else DenoiserIdentity(denoiser.fingerprint, family.weights_fingerprint(role), denoiser.schedule.prediction_type)
+        for role, denoiser in denoisers.items()
     )
+    assert student is not None
+    return models_identity(student, teacher, family.text_fingerprint, family.weights_fingerprint("vae"))
 
 
-def models_identity(student: tuple[str, str], teacher: tuple[str, str] | None, text_encoder: str) -> dict[str, str]:
-    """The same from fingerprints and what each model predicts, for callers that have not built a family yet."""
+@dataclass(frozen=True)
+class DenoiserIdentity:
+    """What determines a UNet's part in a result.
+
+    fingerprint: of its cross-attention keys and values. weights: sampled, of all its weights. prediction: what it
+    predicts.
+    """
+
+    fingerprint: str
+    weights: str
+    prediction: str
+
+
+def models_identity(
+    student: DenoiserIdentity, teacher: DenoiserIdentity | None, text_encoder: str, vae: str
+) -> dict[str, str]:
+    """The same from fingerprints, for callers that have not built a family yet."""
     return {
-        "student": f"{student[0]} ({student[1]})",
-        "teacher": "none" if teacher is None else f"{teacher[0]} ({teacher[1]})",
+        "student": f"{student.fingerprint} ({student.prediction})",
+        "student_weights": student.weights,
+        "teacher": "none" if teacher is None else f"{teacher.fingerprint} ({teacher.prediction})",
+        "teacher_weights": "none" if teacher is None else teacher.weights,
         "text_encoder": text_encoder,
+        "vae": vae,
     }
 
 
@@ -66,11 +91,14 @@ def file_fingerprint(path: Path) -> str:
 
 
 def as_known_to(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """This identity without the settings that are newer than an earlier run, as far as they are left at their default,
-    which does what was done before there was the setting.
+    """This identity as a run of an earlier version would have recorded it.
+
+    Without settings that are newer than the run, as far as they are left at their default, which does what was done
+    before there was the setting; and without fingerprints that it did not take.
     """
     defaults = determining(TrainSettings())
-    return {n: v for n, v in here.items() if n in there or n not in defaults or v != defaults[n]}
+    later = {n: v for n, v in defaults.items() if n not in there}
+    return {n: v for n, v in here.items() if n in there or (n not in _LATER and (n not in later or v != later[n]))}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -113,7 +113,7 @@ class Run:
 
     def check_family(self, family: Family) -> None:
         """Raise InputError where these are not the models that the run was trained on."""
-        here = family_identity(family)
+        here = as_known_to(self.record["identity"], family_identity(family))
         there = {name: self.record["identity"][name] for name in here}
         if there != here:
             raise InputError(

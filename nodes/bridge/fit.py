@@ -1,45 +1,98 @@
-"""Whether an adapter was trained on the very models that are to wear it."""
+"""Fingerprints of what is in MODEL, CLIP and VAE sockets, and whether an adapter was trained on those models."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ...echodistill_core.adapter.apply import check_base, check_role
+from ...echodistill_core.adapter.apply import check_base, check_role, other_layers
 from ...echodistill_core.adapter.file import Adapter
 from ...echodistill_core.models.checkpoint import read_checkpoint
-from ...echodistill_core.models.family import fingerprint, unet_fingerprint
-from .kinds import architecture_of
+from ...echodistill_core.models.fingerprint import (
+    block_fingerprints,
+    fingerprint,
+    sampled_fingerprint,
+    unet_fingerprint,
+)
+from ...echodistill_core.training.identity import DenoiserIdentity, models_identity
+from .kinds import architecture_of, prediction_of
+from .sockets import Models
 from .weights import UNET_PREFIX, network_tensors, once, text_prefix
 
 REMEDY = "connect that one, or switch on any_base"
 
 
-def check_fit(adapter: Adapter, model: Any, clip: Any, *, any_base: bool) -> None:
+def check_fit(adapter: Adapter, model: Any, clip: Any, *, any_base: bool) -> str:
     """Raise InputError unless the adapter fits these objects: their shapes and, without any_base, their weights.
 
     A LoRA or another adapter between checkpoint and adapter makes no other base, nor does one that was there in
-    training.
+    training. Returns a sentence where only layers differ that the adapter does not change, or "".
     """
     architecture = architecture_of(model)
     check_role(adapter, adapter.role, architecture.text_width)
     if any_base:
-        return
+        return ""
     name = f"{adapter.role} MODEL"
-    for key, what in (("base_fingerprint", "unet"), ("text_fingerprint", "text_encoder")):
-        if adapter.metadata[key] != fingerprint_of_weights(what, model, clip):
-            check_base(adapter, {key: fingerprint_of_weights(what, model, clip, patches=False)}, name, REMEDY)
+    for key, compute in (("base_fingerprint", keys_and_values), ("text_fingerprint", text_encoder)):
+        if adapter.metadata[key] != compute(model, clip):
+            check_base(adapter, {key: compute(model, clip, patches=False)}, name, REMEDY)
+    # Without patches first: that is free.
+    return other_layers(adapter, _blocks(model, patches=False)) and other_layers(adapter, _blocks(model, patches=True))
 
 
-def fingerprint_of_weights(what: str, model: Any, clip: Any, *, patches: bool = True) -> str:
-    """As the core takes it, of the "unet" or the "text_encoder", with or without patches; computed once for each."""
+def identity_of(models: Models) -> dict[str, str]:
+    """The part of a run's identity that is the models', as the core takes it of a family made of them."""
+    student, teacher = (
+        DenoiserIdentity(keys_and_values(model, models.clip), _weights(model), prediction_of(model, socket))
+        for model, socket in ((models.student, "student"), (models.teacher, "teacher"))
+    )
+    return models_identity(student, teacher, text_encoder(models.teacher, models.clip), _vae(models))
+
+
+def keys_and_values(model: Any, clip: Any, *, patches: bool = True) -> str:
+    """The fingerprint of a MODEL's cross-attention keys and values, with or without patches; computed once for each."""
 
     def compute() -> str:
         unet = network_tensors(model, UNET_PREFIX, copy=False, patches=patches, part=".attn2.to_").tensors
-        if what == "unet":
-            return unet_fingerprint(read_checkpoint({"unet": unet}).unet)
+        return unet_fingerprint(read_checkpoint({"unet": unet}).unet)
+
+    return _once(model, "keys and values", patches, compute)
+
+
+def text_encoder(model: Any, clip: Any, *, patches: bool = True) -> str:
+    """The fingerprint of a CLIP's text encoder, of the layers that the MODEL reads; computed once for each."""
+
+    def compute() -> str:
+        unet = network_tensors(model, UNET_PREFIX, copy=False, patches=False).tensors
         text = network_tensors(clip.patcher, text_prefix(clip), copy=False, patches=patches).tensors
         return fingerprint(read_checkpoint({"unet": unet, "text_encoder": text}).text_encoder)
 
-    patcher = model if what == "unet" else clip.patcher
-    found: str = once(patcher, (what, patcher.patches_uuid if patches else None), compute)
-    return found
+    return _once(clip.patcher, "text encoder", patches, compute)
+
+
+def _blocks(model: Any, *, patches: bool) -> dict[str, str]:
+    def compute() -> dict[str, str]:
+        unet = network_tensors(model, UNET_PREFIX, copy=False, patches=patches).tensors
+        return block_fingerprints(read_checkpoint({"unet": unet}).unet)
+
+    return _once(model, "blocks", patches, compute)
+
+
+def _weights(model: Any) -> str:
+    def compute() -> str:
+        unet = network_tensors(model, UNET_PREFIX, copy=False).tensors
+        return sampled_fingerprint(read_checkpoint({"unet": unet}).unet)
+
+    return _once(model, "weights", True, compute)
+
+
+def _vae(models: Models) -> str:
+    def compute() -> str:
+        unet = network_tensors(models.student, UNET_PREFIX, copy=False, patches=False).tensors
+        vae = network_tensors(models.vae.patcher, copy=False).tensors
+        return sampled_fingerprint(read_checkpoint({"unet": unet, "vae": vae}).vae)
+
+    return _once(models.vae.patcher, "vae", True, compute)
+
+
+def _once(patcher: Any, what: str, patches: bool, compute: Any) -> Any:
+    return once(patcher, (what, patcher.patches_uuid if patches else None), compute)

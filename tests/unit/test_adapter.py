@@ -535,7 +535,7 @@ def test_another_text_encoder_is_refused_unless_allowed(family):
 def test_a_retrained_base_has_another_fingerprint(family, tiny_family):
     other = tiny_family()
     changed = UNet2DConditionModel.from_config(other.student.unet.config)
-    from echodistill_core.models.family import unet_fingerprint
+    from echodistill_core.models.fingerprint import unet_fingerprint
 
     other = replace(
         other, student=replace(other.student, unet=changed, fingerprint=unet_fingerprint(changed.state_dict()))
