@@ -20,6 +20,10 @@ class InputError(EchoDistillError, ValueError):
     exit_status = 2
 
 
+class DamagedRunError(InputError):
+    """A run's run.json cannot be read. The command that trained the run writes it anew and goes on."""
+
+
 class StorageError(EchoDistillError, OSError):
     """A file could not be written; nothing half-written remains and earlier files are untouched."""
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
 from comfy_api.latest import io, ui
 
 from ..echodistill_core.concept.images import square_images
+from ..echodistill_core.errors import DamagedRunError
 from ..echodistill_core.models.sources import settings_for
 from ..echodistill_core.reporting import RunPictures
 from ..echodistill_core.settings import TrainSettings
 from ..echodistill_core.training import session
 from ..echodistill_core.training.identity import fingerprint_of, inputs_identity
-from ..echodistill_core.training.run import open_run
+from ..echodistill_core.training.run import Run, open_run
 from .bridge import training
 from .bridge.fit import identity_of
 from .bridge.kinds import architecture_of, sources_of
@@ -106,13 +109,21 @@ class EchoDistillTrain(io.ComfyNode):
             **identity_of(models),
         }
         folder = run_folder(concept.class_noun, fingerprint_of(identity))
-        run = open_run(folder) if (folder / "run.json").is_file() else None
+        run = _known_run(folder)
         if run is None or not run.is_finished("distil"):
             places = training.places_of(settings, sources)
             with training.borrowed(models, settings, size, places, node, doubt_of_roles(models)) as family:
                 listen = several(RunPictures(folder), NodeProgress(node, "distil", settings.iterations))
                 run = session.train(concept.photographs, family, settings, sources, folder, listen, places=places)
         return _output(cls, TrainedRun(run, models, settings.memory_mode))
+
+
+def _known_run(folder: Path) -> Run | None:
+    try:
+        return open_run(folder) if (folder / "run.json").is_file() else None
+    except DamagedRunError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None  # training writes its run.json anew
 
 
 def _output(cls: type[io.ComfyNode], trained: TrainedRun) -> io.NodeOutput:

@@ -15,7 +15,6 @@ from ..tensorfile import read_header, read_tensors, write_tensors
 from .state import TrainState
 
 FORMAT_VERSION = "1"
-CHECKPOINT = "checkpoint.safetensors"  # its name in a stage's folder
 
 
 def save_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:

@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from ..errors import InputError
-from ..files import replacing_folder
+from ..errors import DamagedRunError, InputError
+from ..files import replacing_folder, write_json
 from ..settings import EchoSettings
 from .run import Run, open_run
 
@@ -32,7 +32,11 @@ def fork_for_echo(run: Run, echo: EchoSettings) -> Run:
                 dirs_exist_ok=True,
                 ignore=lambda place, names: {"echo"} if Path(place) == run.folder else set(),
             )
-    return open_run(folder)
+    try:
+        return open_run(folder)
+    except DamagedRunError:
+        write_json(folder / "run.json", run.record)
+        return open_run(folder)
 
 
 def _link_or_copy(source: str, target: str) -> None:

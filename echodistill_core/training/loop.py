@@ -13,10 +13,10 @@ from ..errors import DivergedError
 from ..models import layout
 from ..settings import determining
 from .batches import TrainingImages, batches
-from .checkpoint import CHECKPOINT, save_checkpoint
+from .checkpoint import save_checkpoint
 from .events import CheckpointSaved, Listener, LossesLogged, PreviewReady, StepDone, latest
 from .rates import decay, full_rates, set_rates
-from .run import Run
+from .run import CHECKPOINT, Run
 from .samples import one_step_images
 from .state import TrainState
 from .steps import iterate

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,12 @@ from typing import Any
 
 from .. import __version__
 from ..concept.images import ImageSet
-from ..errors import InputError
+from ..errors import DamagedRunError, InputError, quoted
 from ..files import append_line, remove_leftovers, write_bytes, write_json, write_text
 from ..models.family import Family
 from ..models.sources import ModelSources
 from ..settings import EchoSettings, TrainSettings, determining, from_options
+from ..tensorfile import read_header
 from .identity import (
     as_known_to,
     differences,
@@ -41,6 +43,7 @@ from .pngs import read_pngs, write_png
 
 FORMAT_VERSION = 1
 STAGES = ("distil", "echo")
+CHECKPOINT = "checkpoint.safetensors"  # its name in a stage's folder
 RECORD = ("fingerprint", "identity", "settings", "sources", "photographs", "echo", "finished")
 # Settings of earlier runs that are no more: a way to save memory, as memory_mode is now, that changed no result.
 _GONE = ("gradient_checkpointing",)
@@ -199,22 +202,41 @@ def _echo_fingerprint(distil: str, echo: Mapping[str, Any]) -> str:
 
 
 def open_run(folder: str | Path) -> Run:
-    """Open an existing run folder. Raises InputError where it is none or of another version."""
+    """Open an existing run folder.
+
+    Raises InputError where it is none or of another version, and DamagedRunError, which says what can be saved, where
+    run.json is empty, no JSON, or lacks a part.
+    """
     folder = Path(folder)
     path = folder / "run.json"
     if not path.is_file():
         raise InputError(f"{folder} is no run folder: it has no run.json; expected a folder written by train.")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["format_version"]
-        absent = [key for key in RECORD if key not in record]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); it was changed by hand or damaged.") from error
-    if version != FORMAT_VERSION:
+        text = path.read_text(encoding="utf-8")
+        record = json.loads(text) if text.strip("\0 \r\n\t") else None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its disk and permissions.") from error
+    except ValueError as error:
+        raise _damaged(folder, f"is no JSON ({error})") from error
+    if record is None:
+        raise _damaged(folder, f"is empty ({path.stat().st_size} bytes)")
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if isinstance(version, int) and version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}; this program reads version {FORMAT_VERSION}.")
+    absent = [key for key in ("format_version", *RECORD) if not isinstance(record, dict) or key not in record]
     if absent:
-        raise InputError(f"{path} lacks {', '.join(absent)}; it was changed by hand or damaged.")
+        raise _damaged(folder, f"lacks {', '.join(absent)}")
     return Run(folder, record)
+
+
+def _damaged(folder: Path, how: str) -> DamagedRunError:
+    files = [folder / stage / f"{role}.safetensors" for stage in STAGES for role in ("student", "teacher")]
+    adapters = [path for path in files if path.is_file()]
+    kept = f"its adapters still work alone (echodistill sample --adapter {adapters[0]}), and " if adapters else ""
+    return DamagedRunError(
+        f"{folder / 'run.json'} {how}: it was changed by hand or damaged; {kept}the train command that made the run, "
+        f"with --out {folder}, writes it anew and goes on from the last checkpoint."
+    )
 
 
 def create_or_resume(
@@ -232,6 +254,7 @@ def create_or_resume(
     """
     folder = Path(folder)
     identity = run_identity(settings, images, family, start)
+    damaged = _set_aside_damaged(folder, fingerprint_of(identity))
     if (folder / "run.json").is_file():
         run = open_run(folder)
         there = run.record["identity"]
@@ -247,7 +270,8 @@ def create_or_resume(
             run.record.update(newest)
             run.save()
         return run
-    check_new_folder(folder)
+    if not damaged:
+        check_new_folder(folder)
     record = {
         "format_version": FORMAT_VERSION,
         "echodistill_version": __version__,
@@ -264,6 +288,33 @@ def create_or_resume(
     _save_photographs(run, images)
     _save_start(run, start or {})
     return run
+
+
+def _set_aside_damaged(folder: Path, fingerprint: str) -> bool:
+    """Rename a run.json that cannot be read, so that it can be written anew; whether there was one.
+
+    Raises DamagedRunError where a checkpoint in the folder shows that the run had another fingerprint.
+    """
+    if not (folder / "run.json").is_file():
+        return False
+    try:
+        open_run(folder)
+    except DamagedRunError as error:
+        checkpoint = folder / "distil" / CHECKPOINT
+        if checkpoint.is_file():
+            there = read_header(checkpoint).metadata.get("fingerprint")
+            if there != fingerprint:
+                raise DamagedRunError(
+                    f"{str(error).rstrip('.')}; but these settings, photographs or models are not the run's own "
+                    f"(fingerprint {fingerprint}, its checkpoint has {quoted(there)})."
+                ) from error
+        (folder / "run.json").replace(folder / "run.json.damaged")
+        warnings.warn(
+            f"{folder / 'run.json'} could not be read and is written anew; the old file is run.json.damaged",
+            stacklevel=4,
+        )
+        return True
+    return False
 
 
 def check_new_folder(folder: Path) -> None:

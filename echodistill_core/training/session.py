@@ -12,20 +12,20 @@ from ..concept.images import square_images
 from ..concept.photographs import Photograph
 from ..concept.prompts import TEMPLATES, caption
 from ..devices import pick_device
-from ..errors import InputError
+from ..errors import DamagedRunError, InputError
 from ..models.family import Family
 from ..models.sources import ModelSources, backbone_source
 from ..perception.backbones import Backbone
 from ..perception.load import Place, load_backbones
 from ..settings import EchoSettings, TrainSettings
 from .batches import TrainingImages
-from .checkpoint import CHECKPOINT, load_checkpoint
+from .checkpoint import load_checkpoint
 from .echo import make_pool, pool_prompts
 from .events import Listener
 from .loop import train_stage
 from .memory import explained
 from .prior import add_prior
-from .run import Run, check_new_folder, create_or_resume, open_run
+from .run import CHECKPOINT, Run, check_new_folder, create_or_resume, open_run
 from .start import Start, read_start
 from .state import TrainState, check_learns, needed_backbones, new_optimizers, new_state
 
@@ -125,7 +125,10 @@ def check_folder(
     if not (folder / "run.json").is_file():
         check_new_folder(folder)
         return
-    run = open_run(folder)
+    try:
+        run = open_run(folder)
+    except DamagedRunError:
+        return  # `train` writes run.json anew, or says why it cannot
     chosen = photographs[: settings.max_photographs or None]
     run.check_inputs(settings, square_images(chosen, settings.resolution or run.resolution, settings.crop))
     if echo is not None:

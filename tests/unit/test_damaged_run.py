@@ -1,0 +1,82 @@
+"""A run whose run.json was lost goes on with the command that trained it, to the same bytes."""
+
+import shutil
+
+import pytest
+
+from echodistill_core.errors import DamagedRunError
+from echodistill_core.settings import EchoSettings
+from echodistill_core.training import session
+from echodistill_core.training.fork import fork_for_echo
+from echodistill_core.training.run import open_run
+
+DAMAGE = [b"", b"\0" * 500, b'{"format_version": 1, "fing', b"[]", b'{"format_version": 1}', b"\xff\xfe"]
+
+
+@pytest.fixture(scope="module")
+def finished(train_tiny, tmp_path_factory):
+    """A run of two iterations. Read only."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_tiny(folder, iterations=2)
+    return folder
+
+
+def files_of(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_same_training_restores_a_damaged_record(finished, tmp_path, train_tiny, damage):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "run.json").write_bytes(damage)
+    with pytest.raises(DamagedRunError, match=r"sample --adapter .*student.safetensors.*the train command"):
+        open_run(run)
+    with pytest.warns(UserWarning, match="written anew"):
+        train_tiny(run, iterations=2)
+    after = files_of(run)
+    assert after.pop((run / "run.json.damaged").relative_to(run)) == damage
+    assert after == files_of(finished)
+
+
+def test_a_run_that_was_not_finished_goes_on_from_its_checkpoint(finished, tmp_path, train_tiny):
+    from echodistill_core.training.events import StepDone
+
+    class StopError(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, StepDone) and event.step == 1:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train_tiny(tmp_path / "run", iterations=2, listen=stop)
+    (tmp_path / "run" / "run.json").write_bytes(b"")
+    steps = []
+    with pytest.warns(UserWarning, match="written anew"):
+        train_tiny(
+            tmp_path / "run", iterations=2, listen=lambda e: steps.append(e.step) if isinstance(e, StepDone) else None
+        )
+    assert steps == [2]
+    for name in ("distil/student.safetensors", "distil/checkpoint.safetensors", "run.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_another_training_does_not_take_the_folder_over(finished, tmp_path, train_tiny):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "run.json").write_bytes(b"")
+    before = files_of(run)
+    with pytest.raises(DamagedRunError, match="are not the run's own"):
+        train_tiny(run, iterations=3)
+    assert files_of(run) == before
+
+
+def test_an_echos_copy_gets_its_record_back_from_the_run(finished, tmp_path, tiny_family):
+    shutil.copytree(finished, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    settings = EchoSettings(iterations=1, pool_size=2)
+    echoed = session.echo(fork_for_echo(run, settings), tiny_family(), settings, lambda _: None)
+    before = files_of(echoed.folder)
+    (echoed.folder / "run.json").write_bytes(b"")
+    again = session.echo(fork_for_echo(run, settings), tiny_family(), settings, lambda _: None)
+    assert again.is_finished("echo")
+    assert files_of(again.folder) == before
