@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,11 +19,67 @@ from .state import TrainState
 FORMAT_VERSION = "1"
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint file of one moment holds."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a stage, one at a time.
+
+    behind: write in a thread while training goes on, from a copy in the host's memory. At Stable Diffusion's size a
+        checkpoint has 0.6 GB, which takes 0.4 to 0.9 s to reach a fast disk; 100 iterations on a large GPU take 10 s.
+        On a CPU the thread would take its time from training.
+    As a context manager it waits at the end for the last file.
+    """
+
+    def __init__(self, *, behind: bool) -> None:
+        self._pool = ThreadPoolExecutor(1, "checkpoint") if behind else None
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.finish()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+
+    def save(self, path: Path, state: TrainState, fingerprint: str) -> None:
+        """Write the state, or begin to. Raises as `save_checkpoint` does, for the one before this as well."""
+        if self._pool is None:
+            save_checkpoint(path, state, fingerprint)
+            return
+        self.finish()
+        snapshot = take_snapshot(state, fingerprint)
+        copy = Snapshot({n: t.to("cpu", copy=True) for n, t in snapshot.tensors.items()}, snapshot.metadata)
+        self._writing = self._pool.submit(_write, path, copy)
+
+    def finish(self) -> None:
+        """Wait until the file is whole on disk. Raises StorageError where it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
 def save_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
     """Write the state after its last iteration. An earlier file at `path` is replaced only by a whole new one.
 
     Raises DivergedError, and keeps the earlier file, where a trained tensor is not finite; StorageError where it cannot
     be written.
+    """
+    _write(path, take_snapshot(state, fingerprint))
+
+
+def take_snapshot(state: TrainState, fingerprint: str) -> Snapshot:
+    """The state's own tensors, by a checkpoint's names, and what is said of them.
+
+    Raises DivergedError where a trained tensor is not finite.
     """
     state.check_finite()
     tensors: dict[str, Tensor] = dict(state.trained_tensors())
@@ -43,7 +101,7 @@ def save_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
         "param_groups": json.dumps(groups, sort_keys=True),
     }
     contents = {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
-    write_tensors(path, tensors, {**metadata, "digest": _digest(metadata, contents)})
+    return Snapshot(tensors, {**metadata, "digest": _digest(metadata, contents)})
 
 
 def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
@@ -81,6 +139,10 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
     for name, generator in state.generators.items():
         generator.set_state(tensors[f"generators/{name}"].clone())
     state.stage, state.step = metadata["stage"], int(metadata["step"])
+
+
+def _write(path: Path, snapshot: Snapshot) -> None:
+    write_tensors(path, snapshot.tensors, snapshot.metadata)
 
 
 def _digest(metadata: Mapping[str, str], contents: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ..adapter.file import Adapter, describe_run, write_adapter
@@ -13,7 +14,7 @@ from ..errors import DivergedError
 from ..models import layout
 from ..settings import determining
 from .batches import TrainingImages, batches
-from .checkpoint import save_checkpoint
+from .checkpoint import CheckpointWriter
 from .events import CheckpointSaved, Listener, LossesLogged, PreviewReady, StepDone, latest
 from .rates import decay, full_rates, set_rates
 from .run import CHECKPOINT, Run
@@ -33,11 +34,27 @@ def train_stage(
         listener is where a user's Cancel goes.
     Raises DivergedError naming term and step where a loss is not finite; the last good checkpoint stays.
     """
-    settings, state.stage = state.settings, stage
-    rates = full_rates(state)
+    # A CPU has no time to spare for what comes next, nor for writing what was.
+    behind = state.device.type != "cpu"
+    state.stage = stage
+    with CheckpointWriter(behind=behind) as writer:
+        _iterate_to(state, run, stage, images, iterations, listen, writer, ahead=behind)
+    _finish(state, run, stage, iterations)
+
+
+def _iterate_to(
+    state: TrainState,
+    run: Run,
+    stage: str,
+    images: TrainingImages,
+    iterations: int,
+    listen: Listener,
+    writer: CheckpointWriter,
+    *,
+    ahead: bool,
+) -> None:
+    settings, rates = state.settings, full_rates(state)
     waiting: list[tuple[int, Mapping[str, Tensor]]] = []
-    # A CPU has no time to spare for what comes next.
-    ahead = state.device.type != "cpu"
     steps = range(state.step, iterations)
     for batch in batches(images, steps, state.generators["data"], state.device, ahead=ahead):
         set_rates(state, rates, decay(settings.lr_decay, state.step, iterations))
@@ -54,14 +71,13 @@ def train_stage(
         except DivergedError:
             raise
         except BaseException:
-            _save(state, run, stage, waiting)
+            _save(state, run, stage, waiting, writer)
             raise
         if last or state.step % settings.checkpoint_every == 0:
-            rows = _save(state, run, stage, waiting)
+            rows = _save(state, run, stage, waiting, writer)
             if rows:
                 listen(LossesLogged(stage, rows))
             listen(CheckpointSaved(stage, state.step, run.path(stage, CHECKPOINT)))
-    _finish(state, run, stage, iterations)
 
 
 def preview(state: TrainState) -> Tensor:
@@ -90,8 +106,9 @@ def adapters_of(state: TrainState, stage: str, iterations: int) -> dict[str, Ada
 def _log(run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]]) -> tuple[Mapping[str, float], ...]:
     """Read the waiting losses from the device, check them, write them to the log and return them."""
     rows = []
+    values = iter(_read([value for _, losses in waiting for value in losses.values()]))
     for step, losses in waiting:
-        row = {name: float(value) for name, value in losses.items()}
+        row = dict(zip(losses, values, strict=False))
         for name, value in row.items():
             if not math.isfinite(value):
                 raise DivergedError(
@@ -106,12 +123,22 @@ def _log(run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]]) 
     return tuple(rows)
 
 
+def _read(values: Sequence[Tensor]) -> list[float]:
+    """Numbers of one element each, read from their device at once: each read by itself would wait for it."""
+    found: list[float] = torch.stack([value.detach().reshape(()) for value in values]).tolist() if values else []
+    return found
+
+
 def _save(
-    state: TrainState, run: Run, stage: str, waiting: list[tuple[int, Mapping[str, Tensor]]]
+    state: TrainState,
+    run: Run,
+    stage: str,
+    waiting: list[tuple[int, Mapping[str, Tensor]]],
+    writer: CheckpointWriter,
 ) -> tuple[Mapping[str, float], ...]:
     """Write a checkpoint, after the losses that led to it: nothing diverged may replace a good one."""
     rows = _log(run, stage, waiting)
-    save_checkpoint(run.path(stage, CHECKPOINT), state, run.fingerprint(stage))
+    writer.save(run.path(stage, CHECKPOINT), state, run.fingerprint(stage))
     return rows
 
 

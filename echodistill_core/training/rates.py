@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .state import TrainState, new_optimizers
+from .state import TrainState, parameter_groups
 
 Rates = dict[str, list[float]]
 
@@ -19,7 +19,7 @@ def decay(course: str, step: int, iterations: int) -> float:
 
 def full_rates(state: TrainState) -> Rates:
     """The settings' learning rate of each parameter group, by optimiser."""
-    return {name: [group["lr"] for group in o.param_groups] for name, o in new_optimizers(state).items()}
+    return {name: [group["lr"] for group in groups] for name, groups in parameter_groups(state).items()}
 
 
 def set_rates(state: TrainState, rates: Rates, share: float) -> None:

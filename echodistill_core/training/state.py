@@ -157,8 +157,10 @@ class TrainState:
 
     def check_finite(self) -> None:
         """Raise DivergedError naming the first trained tensor that is not finite."""
-        for name, tensor in self.trained_tensors().items():
-            if not bool(torch.isfinite(tensor).all()):
+        trained = self.trained_tensors()
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in trained.values()]).tolist()
+        for name, is_finite in zip(trained, finite, strict=True):
+            if not is_finite:
                 raise DivergedError(f"{name} is not finite after step {self.step}; lower the learning rates.")
 
 
@@ -278,11 +280,14 @@ def _settle(
     return one_unet
 
 
-def new_optimizers(state: TrainState) -> dict[str, torch.optim.AdamW]:
-    """AdamW of teacher, student and critics. The rows learn in the group of the role whose loss reaches them."""
+def parameter_groups(state: TrainState) -> dict[str, list[dict[str, Any]]]:
+    """Parameters with their full learning rates, by the optimiser "teacher", "student" or "critics" that steps them.
+
+    The rows learn in the group of the role whose loss reaches them.
+    """
     s = state.settings
     learns_token = s.trainable.endswith("token")
-    groups: dict[str, list[dict[str, object]]] = {"teacher": [], "student": [], "critics": []}
+    groups: dict[str, list[dict[str, Any]]] = {"teacher": [], "student": [], "critics": []}
     for role, lr in (("teacher", s.teacher_lr), ("student", s.student_lr)):
         if role in state.weights and state.weights[role].parameters:
             groups[role].append({"params": list(state.weights[role].parameters.values()), "lr": lr})
@@ -293,6 +298,11 @@ def new_optimizers(state: TrainState) -> dict[str, torch.optim.AdamW]:
             groups["student"].append({"params": [state.rows["student"]], "lr": s.token_lr})
     if len(state.critics):
         groups["critics"].append({"params": list(state.critics.parameters()), "lr": s.critic_lr})
-    common: dict[str, Any] = {"betas": (0.9, 0.999), "weight_decay": s.weight_decay, "fused": True}
     # An empty optimiser still has one empty group, so that every role has one to ask.
-    return {name: torch.optim.AdamW(group or [{"params": [], "lr": 0.0}], **common) for name, group in groups.items()}
+    return {name: group or [{"params": [], "lr": 0.0}] for name, group in groups.items()}
+
+
+def new_optimizers(state: TrainState) -> dict[str, torch.optim.AdamW]:
+    """AdamW of teacher, student and critics."""
+    common: dict[str, Any] = {"betas": (0.9, 0.999), "weight_decay": state.settings.weight_decay, "fused": True}
+    return {name: torch.optim.AdamW(groups, **common) for name, groups in parameter_groups(state).items()}
