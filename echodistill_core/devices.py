@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, quoted
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ONE_MEMORY = ("cpu", "mps")  # kinds whose memory is the host's, so that nothing is saved by moving weights there
@@ -25,7 +25,9 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # an assertion: a PyTorch that was built without CUDA
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used ({reason}); expected auto, cpu, cuda or mps.") from error
+        raise InputError(
+            f"device {quoted(name)} cannot be used ({reason}); expected auto, cpu, cuda or mps."
+        ) from error
     return device
 
 

@@ -39,3 +39,8 @@ def quoted(value: object) -> str:
     characters of it at most, since a file can hold a name of a megabyte.
     """
     return short.repr(value)
+
+
+def plain(value: object) -> str:
+    """The same without quotation marks, for names and fingerprints."""
+    return short.repr(str(value))[1:-1]

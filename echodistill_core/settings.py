@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .errors import InputError
+from .errors import InputError, quoted
 
 T = TypeVar("T")
 
@@ -264,11 +264,11 @@ def check_fields(settings: Any) -> None:
         expected = hints[f.name]
         right_type = isinstance(value, (int, float) if expected is float else expected)
         if not right_type or (isinstance(value, bool) and expected is not bool):
-            raise InputError(f"setting {f.name} is {value!r}; expected {expected.__name__}.")
+            raise InputError(f"setting {f.name} is {quoted(value)}; expected {expected.__name__}.")
         if meta["choices"] and value not in meta["choices"]:
             choices = meta["choices"]
             raise InputError(
-                f"setting {f.name} is {value!r}; expected one of {', '.join(choices)}{nearest(value, choices)}."
+                f"setting {f.name} is {quoted(value)}; expected one of {', '.join(choices)}{nearest(value, choices)}."
             )
         low, high = meta["low"], meta["high"]
         if low is None:
@@ -296,7 +296,7 @@ def from_options(cls: type[T], options: Mapping[str, Any], recommended: Mapping[
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in (*options, *(recommended or {})):
         if name not in known:
-            raise InputError(f"there is no setting {name!r}{nearest(name, known)}.")
+            raise InputError(f"there is no setting {quoted(name)}{nearest(name, known)}.")
     preset = PRESETS.get(str(options.get("preset", "paper")), {}) if "preset" in known else {}
     return cls(**{**(recommended or {}), **preset, **options})
 

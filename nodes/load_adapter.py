@@ -119,6 +119,6 @@ def put_on(model: Any, adapter: Adapter, strength: float) -> Any:
     if wrong:
         raise InputError(
             f"{adapter.origin} has {len(wrong)} weights that do not fit this model, the first is {wrong[0]}; it was "
-            f"trained on {adapter.metadata.get('base_model', 'another base model')}."
+            f"trained on another base model ({adapter.base_model})."
         )
     return patched

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..echodistill_core.adapter.file import read_adapter
 from ..echodistill_core.cli.facts import adapter_facts, lines
-from ..echodistill_core.errors import InputError
+from ..echodistill_core.errors import InputError, quoted
 from ..echodistill_core.files import replacing
 from .bridge.adapters import ROLES, UNLINKED, adapter_file, adapter_inputs, check_name, file_state
 from .bridge.progress import say
@@ -60,7 +60,7 @@ class SaveEchoAdapter(io.ComfyNode):
         )
         if not Path(folder).resolve().is_relative_to((Path(folder_paths.get_output_directory()) / LORAS).resolve()):
             raise InputError(
-                f"filename_prefix {filename_prefix!r} leads out of output/{LORAS}; choose a name without .."
+                f"filename_prefix {quoted(filename_prefix)} leads out of output/{LORAS}; choose a name without .."
             )
         names = []
         for role, source in sources.items():

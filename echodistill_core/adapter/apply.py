@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, quoted
+from ..errors import InputError, plain
 from ..models.family import Denoiser, Family
 from ..models.fingerprint import differing_blocks, some_of
 from ..models.text import TextEncoder
@@ -140,7 +140,7 @@ def other_layers(adapter: Adapter, blocks: Mapping[str, str]) -> str:
     return (
         f"{adapter.origin} was trained on a model with the same cross-attention but other weights in "
         f"{len(differing)} of {len(blocks)} blocks ({some_of(differing)}), so its subject may look different; for the "
-        f"pictures of training use {quoted(adapter.metadata.get('base_model', 'its own base model'))} without a LoRA"
+        f"pictures of training use its own base model ({adapter.base_model}), without a LoRA"
     )
 
 
@@ -153,7 +153,7 @@ def check_role(adapter: Adapter, role: str, width: int) -> None:
     if adapter.rows.shape[1] != width:
         raise InputError(
             f"{adapter.origin} has token rows {adapter.rows.shape[1]} wide, but this model reads text "
-            f"{width} wide; it was trained on another base model ({adapter.metadata.get('base_model', 'unknown')})."
+            f"{width} wide; it was trained on another base model ({adapter.base_model})."
         )
 
 
@@ -166,9 +166,8 @@ def check_base(adapter: Adapter, found: Mapping[str, str], model: str, remedy: s
     for key, fingerprint in found.items():
         if adapter.metadata[key] != fingerprint:
             raise InputError(
-                f"{adapter.origin} was trained on another base model "
-                f"({adapter.metadata.get('base_model', 'unknown')}, fingerprint {adapter.metadata[key]}) than this "
-                f"{what[key]} (fingerprint {fingerprint}); {remedy}."
+                f"{adapter.origin} was trained on another base model ({adapter.base_model}, fingerprint "
+                f"{plain(adapter.metadata[key])}) than this {what[key]} (fingerprint {fingerprint}); {remedy}."
             )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, plain, quoted
 from ..models import layout
 from ..models.architectures import Architecture
 from ..models.family import Family
@@ -27,6 +27,7 @@ FORMAT_VERSION = "1"
 PREFIX = "diffusion_model."
 SUFFIXES = (".diff", ".diff_b", ".lora_up.weight", ".lora_down.weight")
 TOKEN_KEYS = ("clip_h", "clip_l")
+MOST_CHARACTERS = 1000  # of a placeholder or a class noun
 FLOAT_TYPES = ("F32", "F16", "BF16")
 NOTICE = (
     "Trained on a person's photographs of a particular subject; share it only with the right to. It is a derivative of "
@@ -66,6 +67,11 @@ class Adapter:
         return self.metadata["role"]
 
     @property
+    def base_model(self) -> str:
+        """The name of the checkpoint that it was trained on, for messages."""
+        return plain(self.metadata.get("base_model", "unknown"))
+
+    @property
     def base_blocks(self) -> dict[str, str]:
         """The fingerprint of each block of the UNet that it was trained on; empty where the file does not say."""
         try:
@@ -89,8 +95,8 @@ class Adapter:
         unknown = [n for n in deltas if n not in to_diffusers]
         if unknown:
             raise InputError(
-                f"{self.origin} has {len(unknown)} tensors without a place in this model, the first is {unknown[0]}; "
-                f"it was trained on {self.metadata.get('base_model', 'another base model')}."
+                f"{self.origin} has {len(unknown)} tensors without a place in this model, the first is "
+                f"{plain(unknown[0])}; it was trained on another base model ({self.base_model})."
             )
         return {to_diffusers[n]: d for n, d in deltas.items()}
 
@@ -166,20 +172,28 @@ def read_adapter(path: str | Path) -> Adapter:
         )
     if metadata.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"{path} has format version {metadata.get('format_version')!r}; this program reads version "
+            f"{path} has format version {quoted(metadata.get('format_version'))}; this program reads version "
             f"{FORMAT_VERSION}. Update EchoDistill."
         )
     absent = [key for key in REQUIRED if not metadata.get(key)]
     if absent:
         raise InputError(f"{path} lacks the metadata {', '.join(absent)}; save it again with the program that made it.")
     if metadata["role"] not in ("student", "teacher"):
-        raise InputError(f"{path} is for the role {metadata['role']!r}; expected student or teacher.")
+        raise InputError(f"{path} is for the role {quoted(metadata['role'])}; expected student or teacher.")
+    for key in ("placeholder", "class_noun"):
+        if len(metadata[key]) > MOST_CHARACTERS:
+            raise InputError(
+                f"{path}: its {key} has {len(metadata[key])} characters; expected at most {MOST_CHARACTERS}; save it "
+                "again with the program that made it."
+            )
     for name, info in header.tensors.items():
         if name not in TOKEN_KEYS and not (name.startswith(PREFIX) and name.endswith(SUFFIXES)):
-            raise InputError(f"{path} has a tensor {name!r} that no adapter has; expected {PREFIX}….diff or clip_h.")
+            raise InputError(
+                f"{path} has a tensor {quoted(name)} that no adapter has; expected {PREFIX}….diff or clip_h."
+            )
         if info.dtype not in FLOAT_TYPES:
             raise InputError(
-                f"{path}: tensor {name} is of type {info.dtype}; expected one of {', '.join(FLOAT_TYPES)}."
+                f"{path}: tensor {plain(name)} is of type {info.dtype}; expected one of {', '.join(FLOAT_TYPES)}."
             )
     tokens = [name for name in TOKEN_KEYS if name in header.tensors]
     if len(tokens) != 1:
@@ -189,14 +203,16 @@ def read_adapter(path: str | Path) -> Adapter:
     rows_shape = header.tensors[tokens[0]].shape
     vectors = metadata.get("vectors", "1")
     if len(rows_shape) != 2 or str(rows_shape[0]) != vectors:
-        raise InputError(f"{path}: {tokens[0]} has shape {rows_shape}; expected ({vectors}, text width).")
+        raise InputError(f"{path}: {tokens[0]} has shape {rows_shape}; expected ({plain(vectors)}, text width).")
     tensors = {n: t.float() for n, t in read_tensors(path, check_finite=True).items()}
     rows = tensors.pop(tokens[0])
     deltas = {_parameter(n): t for n, t in tensors.items() if n.endswith((".diff", ".diff_b"))}
     factors = _factors(path, tensors)
     twice = sorted(deltas.keys() & factors.keys())
     if twice:
-        raise InputError(f"{path} changes {twice[0]} twice, by a difference and by a low-rank pair; expected one.")
+        raise InputError(
+            f"{path} changes {plain(twice[0])} twice, by a difference and by a low-rank pair; expected one."
+        )
     return Adapter(
         rows=rows,
         deltas=deltas,
@@ -216,12 +232,14 @@ def _factors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tenso
     result = {}
     for name, up in tensors.items():
         if name.endswith(".lora_down.weight") and name.replace("lora_down", "lora_up") not in tensors:
-            raise InputError(f"{path}: {name} has no lora_up beside it; the file is incomplete.")
+            raise InputError(f"{path}: {plain(name)} has no lora_up beside it; the file is incomplete.")
         if not name.endswith(".lora_up.weight"):
             continue
         module = name.removesuffix(".lora_up.weight")
         down = tensors.get(f"{module}.lora_down.weight")
         if down is None or up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
-            raise InputError(f"{path}: {module} has no matching pair of lora_up and lora_down; the file is incomplete.")
+            raise InputError(
+                f"{path}: {plain(module)} has no matching pair of lora_up and lora_down; the file is incomplete."
+            )
         result[module.removeprefix(PREFIX) + ".weight"] = (up, down)
     return result

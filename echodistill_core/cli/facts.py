@@ -9,6 +9,7 @@ from typing import Any
 from ..adapter.file import Adapter
 from ..training.run import STAGES, Run
 
+MOST_SHOWN = 1000  # characters of one fact
 _FIRST = ("placeholder", "class_noun", "role", "stage", "iterations", "seed", "family", "base_model", "base_prediction")
 
 
@@ -49,13 +50,13 @@ def _from_json(text: str) -> Any:
 
 def lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     """Facts as aligned lines; a mapping follows its name, indented."""
-    width = max((len(name) for name in facts), default=0)
+    width = min(max((len(name) for name in facts), default=0), 40)
     for name, value in facts.items():
         if isinstance(value, Mapping) and value:
-            yield f"{indent}{name}"
+            yield f"{indent}{_printable(name)}"
             yield from lines(value, indent + "  ")
         else:
-            yield f"{indent}{name:<{width}}  {_brief(value)}".rstrip()
+            yield f"{indent}{_printable(name):<{width}}  {_brief(value)}".rstrip()
 
 
 def _brief(value: Any) -> str:
@@ -65,4 +66,10 @@ def _brief(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_brief, value)) or "none"
-    return "none" if value is None or value == {} else str(value)
+    return "none" if value is None or value == {} else _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """A text from a file with its control characters escaped, which a terminal would obey, and cut where it is long."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:MOST_SHOWN])
+    return f"{shown}... ({len(text)} characters)" if len(text) > MOST_SHOWN else shown

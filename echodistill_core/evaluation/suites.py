@@ -14,7 +14,7 @@ import diffusers
 import torch
 import transformers
 
-from ..errors import InputError
+from ..errors import InputError, quoted
 from ..files import write_json
 from ..miniature.concepts import CONCEPTS, DEVELOPMENT, EVALUATION
 from ..miniature.world import CONTEXTS
@@ -69,7 +69,8 @@ def chosen(suite: Suite, *, trainings: Sequence[str], seeds: int, development: b
     for name in trainings:
         if name not in ALL:
             raise InputError(
-                f"there is no training {name!r} in the bench; expected one of {', '.join(ALL)}{nearest(name, ALL)}."
+                f"there is no training {quoted(name)} in the bench; expected one of {', '.join(ALL)}"
+                f"{nearest(name, ALL)}."
             )
     if development:
         suite = replace(suite, concepts=tuple(c.name for c in DEVELOPMENT))
@@ -107,8 +108,8 @@ def _declare(folder: Path, suite: Suite) -> None:
             value = {k: v for k, v in value.items() if k in there or v != defaults[k]}
         if there != value:
             raise InputError(
-                f"{folder} holds results of another suite: {name} is {there!r} there and {value!r} now; choose another "
-                "--out."
+                f"{folder} holds results of another suite: {name} is {quoted(there)} there and {quoted(value)} now; "
+                "choose another --out."
             )
     write_json(path, {**made_with, **found})
 

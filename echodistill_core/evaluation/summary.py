@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, quoted
 from .paper import REFERENCES, TABLES, TRIALS, Figure, Ordering, Table, figure_of, orderings, title_of
 from .statistics import Estimate, between_seeds, over_cells, over_concepts, paired_difference
 
@@ -231,7 +231,7 @@ def _result(index: int, cell: Mapping[str, Any]) -> Result:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(
                 f"result {index} of the bench ({cell['method']}, {cell['concept']}, seed {cell['seed']}) has "
-                f"{name} = {value!r}; expected a number or null."
+                f"{name} = {quoted(value)}; expected a number or null."
             )
         if math.isfinite(value):
             metrics[name] = float(value)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..settings import nearest
+from .architectures import SD1
 from .checkpoint import Source
 from .embedded import embedded_folder
 from .family import Family
 from .hub import HUB, cached_file, cached_folder
 from .load import load_family
-from .sources import FAMILIES, ModelSources, NamedFamily
+from .sources import CUSTOM, FAMILIES, ModelSources, NamedFamily, family_name
 from .tiny import tiny_checkpoint
 
 
@@ -22,6 +23,7 @@ def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
         the student's own otherwise; an adapter's fingerprints tell whether that is the same.
     Raises InputError where a file or a part in the hub cache is missing, with the command that gets it.
     """
+    sources.check_named()
     named = FAMILIES[sources.family]
     teacher_prediction = sources.teacher_prediction
     if sources.family == "tiny" and not sources.teacher and teacher_prediction == "auto":
@@ -34,7 +36,7 @@ def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
         if lora is None:
             raise _not_cached(named.student_lora, named)
     lacks_teacher = not sources.teacher and named.teacher in HUB and cached_folder(named.teacher) is None
-    return load_family(
+    family = load_family(
         _locate(sources.student, "student", named),
         None if lacks_teacher and not with_teacher else _locate(sources.teacher, "teacher", named),
         name=sources.family,
@@ -47,6 +49,13 @@ def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
             "student": _licence(sources.student, named.student),
         },
     )
+    if sources.student and sources.family not in (CUSTOM, "tiny", "miniature"):
+        # Files of the user's own in place of the family's may be of another one.
+        predicts = family.teacher.schedule.prediction_type if family.teacher is not None else None
+        # Hyper-SD's student is SD 1.5 with a LoRA, which nothing but the user's word tells.
+        is_hyper = sources.family == "hyper-sd15" and family.architecture.text_width == SD1.text_width
+        family.name = sources.family if is_hyper else family_name(family.architecture, predicts)
+    return family
 
 
 def _locate(own: str, role: str, named: NamedFamily) -> Source:

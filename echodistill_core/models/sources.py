@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..errors import InputError
 from ..settings import EchoSettings, TrainSettings, check_fields, from_options, setting
+from .architectures import MINIATURE, SD2, Architecture
 
 T = TypeVar("T")
 
@@ -28,6 +30,8 @@ class NamedFamily:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     echo_defaults: Mapping[str, Any] = field(default_factory=dict)
 
+
+CUSTOM = "custom"  # models without a name here: the user says where they are
 
 FAMILIES: dict[str, NamedFamily] = {
     "sd-turbo": NamedFamily("sd2.1", "sd-turbo", bundle="sd-turbo-family"),
@@ -53,7 +57,21 @@ FAMILIES: dict[str, NamedFamily] = {
         echo_defaults={"iterations": 80},
     ),
     "tiny": NamedFamily("tiny", "tiny"),
+    CUSTOM: NamedFamily("", ""),
 }
+
+
+def family_name(architecture: Architecture, teacher_prediction: str | None) -> str:
+    """The family's name that models belong to, as far as architecture and prediction tell; CUSTOM for all others.
+
+    teacher_prediction: what the teacher predicts, or None where there is no teacher.
+    """
+    if architecture.name == MINIATURE.name:
+        return "miniature"
+    if architecture.text_width == SD2.text_width and architecture.unet["in_channels"] == SD2.unet["in_channels"]:
+        return "sd-turbo-base" if teacher_prediction == "epsilon" else "sd-turbo"
+    return CUSTOM
+
 
 _PREDICTIONS = ("auto", "epsilon", "v_prediction", "sample")
 
@@ -64,7 +82,8 @@ class ModelSources:
 
     family: str = setting(
         "sd-turbo",
-        "teacher and student by one name; miniature comes with the package, tiny is random",
+        "teacher and student by one name; miniature comes with the package, tiny is random, custom has --student and "
+        "--teacher",
         choices=tuple(FAMILIES),
     )
     teacher: str = setting("", "teacher's diffusers folder or .safetensors file, in place of the family's")
@@ -80,6 +99,14 @@ class ModelSources:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def check_named(self) -> None:
+        """Raise InputError where the family is custom and no student is named."""
+        if self.family == CUSTOM and not self.student:
+            raise InputError(
+                "the family custom has no models of its own; name those that the run or adapter was trained on with "
+                "--student and --teacher."
+            )
 
     def absolute(self) -> ModelSources:
         """The same with paths that exist made absolute, so that a run finds its models from any folder."""

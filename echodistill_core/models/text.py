@@ -57,14 +57,14 @@ def check_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
     """Raise InputError unless `placeholder` can become a new word: one word, no prompt syntax, not known already."""
     if not _PLACEHOLDER.fullmatch(placeholder):
         raise InputError(
-            f"placeholder {placeholder!r} cannot be a word of a prompt; expected no spaces, brackets, commas, colons, "
-            "quotes or slashes, for instance <new1>."
+            f"placeholder {quoted(placeholder)} cannot be a word of a prompt; expected no spaces, brackets, commas, "
+            "colons, quotes or slashes, for instance <new1>."
         )
     ids = tokenizer(placeholder, add_special_tokens=False).input_ids
     if len(ids) == 1:
         raise InputError(
-            f"placeholder {placeholder!r} is already a word of the vocabulary (token {ids[0]}) and would lose its "
-            "meaning; choose a word that does not exist, for instance <new1>."
+            f"placeholder {quoted(placeholder)} is already a word of the vocabulary (token {ids[0]}) and would lose "
+            "its meaning; choose a word that does not exist, for instance <new1>."
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, plain
 from ..tensorfile import read_header, read_tensors, write_tensors
 from .state import TrainState
 
@@ -114,8 +114,8 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
         raise InputError(f"{path} is no checkpoint of this version of EchoDistill; train again into a new folder.")
     if metadata.get("fingerprint") != fingerprint:
         raise InputError(
-            f"{path} belongs to another run (fingerprint {metadata.get('fingerprint')}, expected {fingerprint}); "
-            "choose the folder that it was written in."
+            f"{path} belongs to another run (fingerprint {plain(metadata.get('fingerprint'))}, expected "
+            f"{fingerprint}); choose the folder that it was written in."
         )
     tensors = read_tensors(path)
     contents = {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..concept.images import ImageSet
-from ..errors import InputError
+from ..errors import InputError, quoted
 from ..models.family import Family
 from ..settings import TrainSettings, determining
 
@@ -109,4 +109,4 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     defaults = determining(TrainSettings())
     there = {**{n: defaults[n] for n in here if n in defaults}, **there}
     names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
-    return ", ".join(f"{n} is {there.get(n)!r} there and {here.get(n)!r} here" for n in names)
+    return ", ".join(f"{n} is {quoted(there.get(n))} there and {quoted(here.get(n))} here" for n in names)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..adapter.apply import check_fit, fitting_deltas
 from ..adapter.file import Adapter, read_adapter
-from ..errors import InputError
+from ..errors import InputError, quoted
 from ..models import layout
 from ..models.family import Denoiser, Family
 from ..settings import TrainSettings
@@ -96,8 +96,8 @@ def _read(path: Path, role: str, family: Family, settings: TrainSettings) -> Sta
     for name, found in (("placeholder", adapter.placeholder), ("class_noun", adapter.class_noun)):
         if found != getattr(settings, name):
             raise InputError(
-                f"{path} was trained with {name} {found!r}, but this run has {getattr(settings, name)!r}; a run that "
-                "begins from an adapter goes on with its concept: use the same."
+                f"{path} was trained with {name} {quoted(found)}, but this run has {getattr(settings, name)!r}; a run "
+                "that begins from an adapter goes on with its concept: use the same."
             )
     if len(adapter.rows) != settings.vectors:
         raise InputError(

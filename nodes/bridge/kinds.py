@@ -10,7 +10,7 @@ import torch
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.models.architectures import STABLE_DIFFUSION_NOISE, Architecture
 from ...echodistill_core.models.checkpoint import read_checkpoint, schedule_of
-from ...echodistill_core.models.sources import ModelSources
+from ...echodistill_core.models.sources import ModelSources, family_name
 from .sockets import Models
 from .weights import UNET_PREFIX, embedding_table, network_tensors, once
 
@@ -52,7 +52,7 @@ def sources_of(models: Models) -> ModelSources:
             f"the CLIP is {width} wide, but student and teacher ({student.name}) read text {student.text_width} wide; "
             "connect the CLIP output of the teacher's or the student's own checkpoint."
         )
-    return ModelSources(family="miniature" if student.name == "miniature" else "sd-turbo")
+    return ModelSources(family=family_name(student, prediction_of(models.teacher, "teacher")))
 
 
 def prediction_of(model: Any, socket: str) -> str:

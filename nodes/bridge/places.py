@@ -13,7 +13,7 @@ import folder_paths
 
 from ...echodistill_core.adapter.file import FORMAT
 from ...echodistill_core.concept.photographs import find_photographs
-from ...echodistill_core.errors import InputError
+from ...echodistill_core.errors import InputError, quoted
 from ...echodistill_core.tensorfile import read_header
 
 NONE = "none"
@@ -39,8 +39,8 @@ def input_folder(name: str) -> Path:
     root = Path(folder_paths.get_input_directory())
     if name not in input_folders():
         raise InputError(
-            f"{name!r} is no folder of ComfyUI's input folder {root}; put the photographs into a folder there, press R "
-            "to have it listed, and choose it. Other places of the disk are not read."
+            f"{quoted(name)} is no folder of ComfyUI's input folder {root}; put the photographs into a folder there, "
+            "press R to have it listed, and choose it. Other places of the disk are not read."
         )
     return root / name
 
@@ -56,8 +56,8 @@ def adapter_path(name: str) -> Path:
     roots = [Path(root) for root in folder_paths.get_folder_paths("loras")]
     if found is None or not any(_inside(Path(found), root) for root in roots):
         raise InputError(
-            f"the adapter {name!r} is not in ComfyUI's loras folders ({', '.join(map(str, roots))}); it was moved or "
-            "deleted since the list was made: press R to have the list made again, and choose another."
+            f"the adapter {quoted(name)} is not in ComfyUI's loras folders ({', '.join(map(str, roots))}); it was "
+            "moved or deleted since the list was made: press R to have the list made again, and choose another."
         )
     if not _is_adapter(name):
         raise InputError(f"{name} is no EchoDistill adapter; load it with ComfyUI's own Load LoRA.")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from echodistill_core.adapter.apply import personalised
 from echodistill_core.adapter.file import Adapter, describe_run, read_adapter, write_adapter
@@ -572,3 +572,34 @@ def test_a_teacher_that_is_not_loaded_cannot_wear_an_adapter(tiny_family):
 def test_strengths_have_to_match_adapters(family):
     with pytest.raises(InputError, match="2 strengths were given for 1 adapters"):
         personalised(family, [make_adapter(family)], [1.0, 0.5]).__enter__()
+
+
+def test_what_a_file_says_is_cut_and_escaped_in_messages_and_facts(tmp_path, train_tiny, capsys):
+    """A megabyte in a metadata value gave a message of a megabyte, and an escape sequence reached the terminal."""
+    from echodistill_core.cli import main
+
+    path = train_tiny(tmp_path / "run", iterations=1).path("distil", "student.safetensors")
+    tensors, facts = load_file(path), read_adapter(path).metadata
+    flood = "\x1b[2J\r\n" + "x" * 1_000_000
+    for changes in (
+        {"format_version": flood},
+        {"role": flood},
+        {"placeholder": flood},
+        {"class_noun": flood},
+        {"vectors": flood},
+    ):
+        save_file(tensors, tmp_path / "odd.safetensors", {**facts, **changes})
+        with pytest.raises(InputError) as error:
+            read_adapter(tmp_path / "odd.safetensors")
+        assert len(str(error.value)) < 600
+        assert str(error.value).isprintable()
+    save_file({**tensors, flood: tensors["clip_h"].clone()}, tmp_path / "odd.safetensors", facts)
+    with pytest.raises(InputError) as error:
+        read_adapter(tmp_path / "odd.safetensors")
+    assert len(str(error.value)) < 600
+    assert str(error.value).isprintable()
+    save_file(tensors, tmp_path / "odd.safetensors", {**facts, "base_model": flood, "remark": flood, flood[:9000]: "1"})
+    assert main(["info", str(tmp_path / "odd.safetensors")]) == 0
+    printed = capsys.readouterr().out
+    assert len(printed) < 8000
+    assert printed.replace("\n", "").isprintable()
