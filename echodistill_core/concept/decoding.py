@@ -121,7 +121,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE:
         raise UnusableError(
             path,
-            f"it is {width}x{height} pixels, fewer than {MIN_SIDE} on a side",
+            f"it is {width}x{height} pixels; expected at least {MIN_SIDE} on each side",
             f"photograph {shown(path)} is {width}x{height} pixels; expected at least {MIN_SIDE} on each side: "
             "use a larger picture, or take this one out.",
         )
@@ -131,7 +131,7 @@ def _too_large(path: Path, pixels: str) -> UnusableError:
     limit = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
     return UnusableError(
         path,
-        f"it has {pixels} pixels, more than {limit:,}",
+        f"it has {pixels} pixels; expected at most {limit:,}",
         f"photograph {shown(path)} has {pixels} pixels; expected at most {limit:,}: make it smaller.",
     )
 

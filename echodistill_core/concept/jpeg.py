@@ -76,7 +76,7 @@ def damage(data: bytes) -> str | None:
             if reason:
                 return reason
             last, position, scans = (position, end), end, scans + 1
-    except (IndexError, KeyError, ZeroDivisionError):
+    except (IndexError, KeyError, ValueError, ZeroDivisionError):
         # Segments that cannot be followed: libjpeg has its own word on those before the first scan.
         return "a segment between its scans is broken" if scans else None
     if scans == 1 and frame.kind in (0xC0, 0xC1):
@@ -118,12 +118,8 @@ def _damage_in_scan(frame: _Frame, header: bytes, data: bytes, start: int, end: 
     expected = (mcus - 1) // frame.interval if frame.interval else 0
     if frame.height and (len(restarts) != expected or any(n != i % 8 for i, n in enumerate(restarts))):
         return f"its pixels hold {len(restarts)} restart markers, or their order is wrong; {expected} are expected"
-    fill = (
-        len(_FILL)
-        if data[end : end + len(_FILL)] == _FILL and not data[end:].lstrip(b"\xff").startswith(b"\xd9")
-        else 0
-    )
-    if data.find(_FILL, start, end + fill) >= 0:
+    after = data[end:].lstrip(b"\xff")[:1] if data[end : end + len(_FILL)] == _FILL else b"\xd9"
+    if data.find(_FILL, start, end) >= 0 or after != b"\xd9":  # an encoder may fill up to the end of the picture
         return "its pixels hold a long run of FF bytes"
     if zeros_are_illegal(frame.kind, components, header[1 + 2 * count :], frame.first_symbols):
         run = _ZEROS if not (frame.kind == 0xC2 and header[3 + 2 * count] >> 4) else _LONG_ZEROS
@@ -162,6 +158,13 @@ def _mcus(frame: _Frame, components: list[int]) -> int:
 
 def _damage_in_length(data: bytes, start: int, end: int) -> str | None:
     """Whether a single baseline scan, bytes start..end, ends before the picture's last row or goes on after it."""
+    try:
+        return _compare_last_rows(data, start, end)
+    except (OSError, SyntaxError):  # Pillow cannot read the header, and says so when the picture is opened
+        return None
+
+
+def _compare_last_rows(data: bytes, start: int, end: int) -> str | None:
     kept = start + len(data[start:end].rstrip(b"\0\xff"))
     if kept - _SLACK > start and _last_row(data[: kept - _SLACK]).getbbox():
         return "its pixels are followed by more data than the picture has room for"

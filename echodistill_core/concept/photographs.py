@@ -47,7 +47,7 @@ def find_photographs(source: str | Path | Sequence[str | Path]) -> list[Path]:
     found = look(source)
     paths = [entry.path for entry in found if not entry.reason]
     if not paths:
-        raise _none_usable(source, [(entry.path, entry.reason) for entry in found])
+        raise _none_usable(source, [UnusableError(entry.path, entry.reason) for entry in found])
     return paths
 
 
@@ -77,7 +77,7 @@ def load_photographs(source: str | Path | Sequence[str | Path], limit: int = 0) 
     if limit < 0:
         raise InputError(f"the number of photographs to use is {limit}; expected 0 for all of them, or more.")
     photographs: list[Photograph] = []
-    left_out: list[tuple[Path, str]] = []
+    left_out: list[UnusableError] = []
     notes: dict[str, list[str]] = {}
     read: list[Path] = []
     for entry in look(source):
@@ -86,7 +86,7 @@ def load_photographs(source: str | Path | Sequence[str | Path], limit: int = 0) 
                 raise UnusableError(entry.path, entry.reason)
             photograph, remarks = _load(entry.path)
         except UnusableError as error:
-            left_out.append((error.path, error.reason))
+            left_out.append(error)
             continue
         photographs.append(photograph)
         read.append(entry.path)
@@ -99,7 +99,7 @@ def load_photographs(source: str | Path | Sequence[str | Path], limit: int = 0) 
     for first, again in _duplicates(read):
         notes.setdefault(f"the same bytes as {shown(first.name, 100)}", []).append(shown(again.name, 100))
     if left_out:
-        warnings.warn(f"photographs left out: {_named(left_out)}.", stacklevel=2)
+        warnings.warn(f"photographs left out because they could not be used: {_named(left_out)}.", stacklevel=2)
     if notes:
         said = "; ".join(f"{', '.join(names)} ({note})" for note, names in notes.items())
         warnings.warn(f"about the photographs: {said}.", stacklevel=2)
@@ -154,11 +154,13 @@ def _duplicates(paths: list[Path]) -> list[tuple[Path, Path]]:
     return found
 
 
-def _none_usable(source: str | Path | Sequence[str | Path], left_out: list[tuple[Path, str]]) -> InputError:
+def _none_usable(source: str | Path | Sequence[str | Path], left_out: list[UnusableError]) -> InputError:
+    if len(left_out) == 1:
+        return left_out[0]
     where = f"in {shown(source)}" if isinstance(source, (str, Path)) else "of the list"
     return InputError(f"not one photograph {where} can be used: {_named(left_out)}; save them as JPEG or PNG.")
 
 
-def _named(left_out: list[tuple[Path, str]]) -> str:
+def _named(left_out: list[UnusableError]) -> str:
     """Files and why each was left out, as a part of a sentence."""
-    return "; ".join(f"{shown(path.name, 100)} ({reason})" for path, reason in left_out)
+    return "; ".join(f"{shown(error.path.name, 100)} ({error.reason})" for error in left_out)

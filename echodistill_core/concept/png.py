@@ -52,7 +52,7 @@ def without_text(file: BinaryIO) -> tuple[BinaryIO, bytes | ProfileError | None]
         position = after
         if kind == b"IEND":
             break
-    return io.BufferedReader(_Pieces(file, pieces)), profile  # type: ignore[return-value]
+    return io.BufferedReader(_Pieces(file, pieces)), profile
 
 
 def _is_oversized(file: BinaryIO, kind: bytes, length: int, kept: set[bytes]) -> bool:

@@ -12,14 +12,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, features
 
 from .printable import shown
-
-try:
-    from PIL import ImageCms
-except ImportError:  # pragma: no cover  # Pillow can be built without LittleCMS
-    ImageCms = None  # type: ignore[assignment]
 
 # The colour space in a profile's header to the modes that it describes.
 _MODES = {"RGB": ("RGB", "RGBA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",)}
@@ -33,7 +28,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     is where the profile describes sRGB, and then the note is empty. A profile that is broken, or is of another kind of
     colour than the picture, is ignored with a note.
     """
-    if ImageCms is None:
+    if not features.check("littlecms2"):
         return image, "its colour profile was ignored, because this Pillow was built without LittleCMS"
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -56,17 +51,29 @@ def _converted(image: Image.Image, source: Any) -> Image.Image:
     """A picture converted to sRGB: mode RGB, or RGBA where it has alpha, which stays."""
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     color = image.convert({"LA": "L", "RGBA": "RGB"}[image.mode]) if alpha else image
+    if color.mode == "L":
+        # LittleCMS interpolates grey between a few points, some 10 of 255 off in the shadows of a linear profile.
+        greys = Image.frombytes("L", (256, 1), bytes(range(256)))
+        table = np.asarray(_transformed(greys, source, ImageCms.Flags.NOOPTIMIZE))[0]
+        result = Image.fromarray(table[np.asarray(color)])
+    else:
+        result = _transformed(color, source)
+    if alpha:
+        result.putalpha(alpha)
+    return result
+
+
+def _transformed(image: Image.Image, source: Any, flags: int = 0) -> Image.Image:
+    """A picture without alpha as sRGB by LittleCMS: mode RGB. flags: ImageCms.Flags beside black point compensation."""
     result = ImageCms.profileToProfile(
-        color,
+        image,
         source,
         _srgb(),
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
         outputMode="RGB",
-        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION | flags,
     )
-    assert result is not None
-    if alpha:
-        result.putalpha(alpha)
+    assert result is not None  # it is only where a picture is changed in place
     return result
 
 
