@@ -52,20 +52,23 @@ def look(source: str | Path | Sequence[str | Path]) -> list[Found]:
 
 def why_not_a_file(path: Path) -> str:
     """Why nothing can be read from `path`, as the end of a sentence; empty for a regular file, links followed."""
-    if path.is_file():
-        return ""
-    if path.is_dir():
-        return "it is a folder"
-    if path.exists():
-        return "it is not a regular file"
-    if path.is_symlink():
-        try:
-            path.stat()
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                return "it is a link that leads to itself"
-        return f"it is a link to {shown(path.readlink())}, which does not exist"
-    return "there is no such file"
+    try:
+        if path.is_file():
+            return ""
+        if path.is_dir():
+            return "it is a folder"
+        if path.exists():
+            return "it is not a regular file"
+    except OSError as error:  # a folder on the way that may not be entered, a name longer than the system allows
+        return error.strerror or type(error).__name__
+    if not path.is_symlink():
+        return "there is no such file"
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "it is a link that leads to itself"
+    return f"it is a link to {shown(path.readlink())}, which does not exist"
 
 
 def _photographs_in(folder: Path) -> list[Found]:
@@ -76,7 +79,11 @@ def _photographs_in(folder: Path) -> list[Found]:
     for path in entries:
         if path.suffix.lower() in suffixes:
             found.append(Found(path, why_not_a_file(path)))
-        elif path.is_file() and path.suffix.lower() not in _THUMBNAIL_SUFFIXES and _is_picture(content_of(path)):
+        elif (
+            not why_not_a_file(path)
+            and path.suffix.lower() not in _THUMBNAIL_SUFFIXES
+            and _is_picture(content_of(path))
+        ):
             found.append(Found(path, note=ODD_NAME))
     if not found:
         files = sum(not path.is_dir() for path in entries)

@@ -113,17 +113,20 @@ def _damage_in_scan(frame: _Frame, header: bytes, data: bytes, start: int, end: 
     """What is wrong with the entropy-coded bytes start..end. header: the body of the scan's SOS segment."""
     count = header[0]
     components = {header[at]: header[at + 1] for at in range(1, 1 + 2 * count, 2)}
-    restarts = [found[1][0] & 7 for found in _MARKER.finditer(data, start, end)]
+    restarts = [(found.end(), found[1][0] & 7) for found in _MARKER.finditer(data, start, end)]
     mcus = _mcus(frame, list(components))
     expected = (mcus - 1) // frame.interval if frame.interval else 0
-    if frame.height and (len(restarts) != expected or any(n != i % 8 for i, n in enumerate(restarts))):
+    content = len(data[start:end].rstrip(b"\0\xff")) + start  # some encoders pad the last scan
+    if len(restarts) == expected + 1 and restarts[-1][0] >= content and frame.interval:
+        restarts.pop()  # and some close it with a restart marker
+    if frame.height and (len(restarts) != expected or any(n != i % 8 for i, (_, n) in enumerate(restarts))):
         return f"its pixels hold {len(restarts)} restart markers, or their order is wrong; {expected} are expected"
     after = data[end:].lstrip(b"\xff")[:1] if data[end : end + len(_FILL)] == _FILL else b"\xd9"
     if data.find(_FILL, start, end) >= 0 or after != b"\xd9":  # an encoder may fill up to the end of the picture
         return "its pixels hold a long run of FF bytes"
     if zeros_are_illegal(frame.kind, components, header[1 + 2 * count :], frame.first_symbols):
         run = _ZEROS if not (frame.kind == 0xC2 and header[3 + 2 * count] >> 4) else _LONG_ZEROS
-        if run.search(data, start, end):
+        if run.search(data, start, content):
             return "its pixels hold a long run of zero bytes"
     return None
 

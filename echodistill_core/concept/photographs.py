@@ -126,10 +126,7 @@ def to_square(image: Image.Image, size: int, crop: str) -> Tensor:
 
 def _load(path: Path) -> tuple[Photograph, list[str]]:
     """`load_photograph` with its notes returned. Raises UnusableError."""
-    try:
-        reason = why_not_a_file(path)  # before it is opened: reading a named pipe would wait for ever
-    except OSError as error:  # a name longer than the system allows
-        reason = error.strerror or type(error).__name__
+    reason = why_not_a_file(path)  # before it is opened: reading a named pipe would wait for ever
     if reason:
         raise UnusableError(path, reason)
     image, notes = decode(path)

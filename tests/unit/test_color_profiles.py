@@ -64,7 +64,10 @@ def rgb_profile(name):
     primaries, white, exponent = SPACES[name]
     columns = matrix_to_d50(primaries, white).T
     tags = [(b"desc", described(name)), (b"wtpt", b"XYZ " + bytes(4) + fixed(D50))]
-    tags += [(key, b"XYZ " + bytes(4) + fixed(column)) for key, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns)]
+    tags += [
+        (key, b"XYZ " + bytes(4) + fixed(column))
+        for key, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True)
+    ]
     tags += [(key, gamma(exponent)) for key in (b"rTRC", b"gTRC", b"bTRC")]
     return profile_bytes(tags, b"RGB ")
 
@@ -257,7 +260,10 @@ def test_a_name_in_a_profile_is_escaped_and_cut():
     primaries, _, exponent = SPACES["Adobe RGB"]
     columns = matrix_to_d50(primaries, (0.3127, 0.3290)).T
     tags = [(b"desc", described("\x1b[31m\n" + "x" * 500)), (b"wtpt", b"XYZ " + bytes(4) + fixed(D50))]
-    tags += [(key, b"XYZ " + bytes(4) + fixed(column)) for key, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns)]
+    tags += [
+        (key, b"XYZ " + bytes(4) + fixed(column))
+        for key, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True)
+    ]
     tags += [(key, gamma(exponent)) for key in (b"rTRC", b"gTRC", b"bTRC")]
     _, note = to_srgb(Image.fromarray(ramp()), profile_bytes(tags, b"RGB "))
     assert note.isprintable()
