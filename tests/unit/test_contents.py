@@ -65,15 +65,15 @@ def test_brands_of_one_container():
     assert recognise(media(b"heix")).readable == "HEIF"
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF"])
-def test_formats_that_pillow_writes_are_recognised(tmp_path, format):
-    if format == "AVIF" and not features.check("avif"):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF"])
+def test_formats_that_pillow_writes_are_recognised(tmp_path, kind):
+    if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow does not write AVIF")
-    if format == "JPEG2000" and not features.check("jpg_2000"):
+    if kind == "JPEG2000" and not features.check("jpg_2000"):
         pytest.skip("this Pillow does not write JPEG 2000")
     path = tmp_path / "a"
-    Image.fromarray(noise(64, 64, 3)).save(path, format=format)
-    assert recognise(path.read_bytes()).readable == format
+    Image.fromarray(noise(64, 64, 3)).save(path, format=kind)
+    assert recognise(path.read_bytes()).readable == kind
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,18 @@ def test_what_lies_behind_the_picture_is_not_looked_at():
     assert damage(whole + bytes(5000) + b"\xff" * 5000 + b"\xff\xd8\xff\xc0") is None
 
 
+@pytest.mark.parametrize("padding", [bytes(5000), b"\xff" * 5000, b"some bytes of a camera"])
+def test_padding_at_the_end_of_the_scan_is_no_damage(padding):
+    whole = jpeg_bytes(textured(64))
+    assert damage(whole[:-2] + padding + b"\xff\xd9") is None
+
+
+def test_a_restart_marker_that_closes_the_scan_is_no_damage():
+    whole = jpeg_bytes(textured(64), restart_marker_rows=1, subsampling="4:2:0")  # 4 rows: RST0 to RST2
+    assert whole.count(b"\xff\xd2") == 1
+    assert damage(whole[:-2] + b"\xff\xd3\xff\xd9") is None
+
+
 @pytest.mark.parametrize("cut", range(2, 700, 37))
 def test_cut_and_mangled_headers_raise_nothing(cut):
     whole = jpeg_bytes(textured(64))
