@@ -72,6 +72,17 @@ def test_damage_in_progressive_pictures_with_restart_markers(kind):
     assert damage(overwritten(whole, kind, 4096))
 
 
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}])
+def test_each_kind_of_damage_is_told_from_the_others(options):
+    whole = jpeg_bytes(textured(), quality=95, **options)
+    middle = len(whole) // 2
+    assert "zero bytes" in damage(overwritten(whole, "zeros", 200))
+    assert "FF bytes" in damage(whole[:middle] + b"\xff" * 40 + b"\0" + whole[middle:])
+    if not options:
+        assert "more data" in damage(whole[:middle] + whole[middle - 2000 : middle] + whole[middle:])
+        assert "end before" in damage(whole[: middle - 2000] + whole[middle:])
+
+
 def test_restart_markers_out_of_order_missing_or_too_many():
     whole = jpeg_bytes(textured(), quality=90, restart_marker_rows=1)
     scan = whole.index(b"\xff\xda")

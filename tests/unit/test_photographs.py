@@ -88,12 +88,12 @@ def test_limit_counts_readable_photographs_and_opens_no_more(tmp_path):
     write_images(tmp_path, ["2.png", "3.png"])
     (tmp_path / "1.png").write_text("no image")
     Image.new("RGB", (5, 5)).save(tmp_path / "4.png")  # would be named, were it opened
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out") as caught:
         assert [photograph.name for photograph in load_photographs(tmp_path, limit=2)] == ["2.png", "3.png"]
     said = " ".join(str(warning.message) for warning in caught)
     assert "1.png (it is text" in said
     assert "4.png" not in said
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out") as caught:
         load_photographs(tmp_path)
     assert any("4.png (it is 5x5" in str(warning.message) for warning in caught)
     with pytest.raises(InputError, match="-1"):

@@ -84,6 +84,13 @@ def test_text_that_could_turn_the_picture_is_not_inflated_beyond_the_limit(tmp_p
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), COLOR)
 
 
+def test_text_that_could_turn_the_picture_is_read_once(tmp_path):
+    chunk = (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(MAX_METADATA)))
+    assert 70 * MAX_METADATA > PngImagePlugin.MAX_TEXT_MEMORY
+    (tmp_path / "a.png").write_bytes(png_bytes(80, 64, 8, 2, ROWS, [chunk] * 70))
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), COLOR)
+
+
 def test_oversized_exif_data_are_not_read(tmp_path):
     data = png_bytes(80, 64, 8, 2, ROWS, [(b"eXIf", exif_turned(6)[6:] + bytes(MAX_METADATA))])
     (tmp_path / "a.png").write_bytes(data)
@@ -91,11 +98,13 @@ def test_oversized_exif_data_are_not_read(tmp_path):
 
 
 def test_a_profile_is_inflated_up_to_its_limit():
-    def found(profile):
-        chunk = (b"iCCP", b"name\0\0" + zlib.compress(profile))
+    def found(profile, cut=0):
+        packed = zlib.compress(profile)
+        chunk = (b"iCCP", b"name\0\0" + packed[: len(packed) - cut])
         return without_text(io.BytesIO(png_bytes(80, 64, 8, 2, ROWS, [chunk])))[1]
 
     assert found(b"small") == b"small"
+    assert isinstance(found(b"small", cut=6), ProfileError)
     assert isinstance(found(bytes(MAX_PROFILE + 1)), ProfileError)
     assert without_text(io.BytesIO(png_bytes(80, 64, 8, 2, ROWS)))[1] is None
 
