@@ -397,7 +397,7 @@ def test_unreadable_photographs_beside_good_ones_are_named_and_left_out(photogra
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     assert main(train_command("photos", "RUN")) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("warning: photographs left out because they could not be read: broken.jpg (")
+    assert lines[0].startswith("warning: photographs left out because they could not be used: broken.jpg (")
     assert lines[1] == "dog: 3 photographs -> RUN"
 
 

@@ -1,21 +1,18 @@
-"""Photographs against the arrays that were written, arithmetic done by hand, and files built byte by byte."""
+"""Photographs that are left out or refused, and squares, against arithmetic done by hand."""
 
 import math
-import os
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from picture_files import bmp_bytes, noise, pixels, png_bytes, ramp, tiff_bytes, write_images
 from PIL import Image, ImageFile, features
 
 from echodistill_core.concept.photographs import (
     MAX_PIXELS,
     MIN_SIDE,
-    find_photographs,
     load_photograph,
     load_photographs,
     to_square,
@@ -24,402 +21,6 @@ from echodistill_core.errors import InputError
 
 DREAMBENCH = Path(__file__).resolve().parents[2].parent / "shared" / "dreambench"
 HEIC_BYTES = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(100)
-
-
-def noise(*shape):
-    return np.random.default_rng(7).integers(0, 256, shape, dtype=np.uint8)
-
-
-def ramp(height=80, width=96):
-    """Smooth and without symmetry: right, down and diagonal in red, green and blue."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x * 2 + 20, y * 3, 250 - x - y], axis=-1).astype(np.uint8)
-
-
-def pixels(path):
-    photograph = load_photograph(path)
-    assert photograph.image.mode == "RGB"
-    return np.asarray(photograph.image)
-
-
-def on_white(color, alpha):
-    """The over operator on a white ground, in floating point: C a + 255 (1 - a)."""
-    a = alpha.astype(np.float64)[..., None] / 255
-    return color.astype(np.float64) * a + 255 * (1 - a)
-
-
-def as_rgb(grey):
-    return np.repeat(grey[..., None], 3, axis=-1)
-
-
-def png_bytes(width, height, depth, color_type, rows=None, chunks=()):
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0))
-    extra = b"".join(chunk(kind, data) for kind, data in chunks)
-    scanlines = b"" if rows is None else zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", scanlines) + chunk(b"IEND", b"")
-
-
-def tiff_bytes(width, height, data, bits, photometric, extra_samples=None):
-    """A little-endian TIFF of one uncompressed strip; every tag's values are 16-bit, sizes fit in 32."""
-    entries = [(256, 4, [width]), (257, 4, [height]), (258, 3, bits), (259, 3, [1]), (262, 3, [photometric])]
-    entries += [(273, 4, [8]), (277, 3, [len(bits)]), (278, 4, [height]), (279, 4, [len(data)])]
-    if extra_samples is not None:
-        entries.append((338, 3, [extra_samples]))
-    data += b"\0" * (len(data) % 2)
-    spill_at = 8 + len(data) + 2 + 12 * len(entries) + 4
-    directory, spill = struct.pack("<H", len(entries)), b""
-    for tag, kind, values in entries:
-        packed = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
-        if len(packed) > 4:
-            packed, spill = struct.pack("<I", spill_at + len(spill)), spill + packed
-        directory += struct.pack("<HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
-    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + directory + bytes(4) + spill
-
-
-def bmp_bytes(width, height):
-    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
-
-
-# Formats and modes
-
-
-@pytest.mark.parametrize(
-    ("suffix", "options"),
-    [(".png", {}), (".bmp", {}), (".tif", {}), (".tiff", {"compression": "tiff_lzw"}), (".webp", {"lossless": True})],
-)
-def test_lossless_colour_comes_back_exactly(tmp_path, suffix, options):
-    color = noise(70, 90, 3)
-    Image.fromarray(color).save(tmp_path / f"a{suffix}", **options)
-    np.testing.assert_array_equal(pixels(tmp_path / f"a{suffix}"), color)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
-def test_lossy_colour_comes_back_closely(tmp_path, suffix):
-    Image.fromarray(ramp()).save(tmp_path / f"a{suffix}", quality=98)
-    error = np.abs(pixels(tmp_path / f"a{suffix}").astype(int) - ramp())
-    assert error.max() <= 12
-    assert error.mean() < 2
-
-
-def test_name_and_metadata(tmp_path):
-    exif = Image.Exif()
-    exif[0x010F] = "a maker"
-    Image.fromarray(ramp()).save(tmp_path / "My Dog.PNG", exif=exif, dpi=(300, 300))
-    photograph = load_photograph(str(tmp_path / "My Dog.PNG"))
-    assert photograph.name == "My Dog.PNG"
-    assert photograph.image.info == {}
-    assert not photograph.image.getexif()
-
-
-@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
-def test_first_frame_of_several(tmp_path, suffix):
-    frames = [np.full((64, 64, 3), value, np.uint8) for value in ((255, 0, 0), (0, 255, 0))]
-    first, second = map(Image.fromarray, frames)
-    options = {".webp": {"lossless": True}}.get(suffix, {})
-    first.save(tmp_path / f"a{suffix}", save_all=True, append_images=[second], **options)
-    with Image.open(tmp_path / f"a{suffix}") as written:
-        assert written.n_frames == 2
-    np.testing.assert_array_equal(pixels(tmp_path / f"a{suffix}"), frames[0])
-
-
-@pytest.mark.parametrize("suffix", [".png", ".gif", ".bmp", ".tif"])
-def test_grey_palette_and_one_bit(tmp_path, suffix):
-    grey, palette, bits = noise(64, 72), noise(256, 3), noise(64, 72) > 127
-    Image.fromarray(grey).save(tmp_path / f"grey{suffix}")
-    np.testing.assert_array_equal(pixels(tmp_path / f"grey{suffix}"), as_rgb(grey))
-    indexed = Image.fromarray(grey)
-    indexed.putpalette(palette.tobytes())
-    indexed.save(tmp_path / f"palette{suffix}")
-    np.testing.assert_array_equal(pixels(tmp_path / f"palette{suffix}"), palette[grey])
-    Image.fromarray(bits).save(tmp_path / f"bits{suffix}")
-    np.testing.assert_array_equal(pixels(tmp_path / f"bits{suffix}"), as_rgb(np.where(bits, 255, 0)))
-
-
-@pytest.mark.parametrize(
-    ("suffix", "options"), [(".png", {}), (".tif", {}), (".webp", {"lossless": True, "exact": True})]
-)
-def test_alpha_lies_on_white(tmp_path, suffix, options):
-    color, alpha = noise(64, 256, 3), np.tile(np.arange(256, dtype=np.uint8), (64, 1))
-    Image.fromarray(np.dstack([color, alpha])).save(tmp_path / f"a{suffix}", **options)
-    found = pixels(tmp_path / f"a{suffix}")
-    np.testing.assert_allclose(found, on_white(color, alpha), atol=1.0)
-    np.testing.assert_array_equal(found[:, 0], 255)
-    np.testing.assert_array_equal(found[:, 255], color[:, 255])
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_grey_with_alpha_lies_on_white(tmp_path, suffix):
-    grey, alpha = noise(64, 256), np.tile(np.arange(256, dtype=np.uint8), (64, 1))
-    Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))).save(tmp_path / f"a{suffix}")
-    np.testing.assert_allclose(pixels(tmp_path / f"a{suffix}"), on_white(as_rgb(grey), alpha), atol=1.0)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_premultiplied_alpha_lies_on_white(tmp_path, channels):
-    # Premultiplied: the file holds C a, so that over white it is C a + 255 - A. Zero alpha hides the colour.
-    alpha = np.tile(np.arange(64, 256, dtype=np.uint8), (64, 1))
-    stored = (noise(64, 192, channels) * (alpha[..., None] / 255)).astype(np.uint8)
-    data = np.dstack([stored, alpha]).tobytes()
-    photometric = 1 if channels == 1 else 2
-    (tmp_path / "a.tif").write_bytes(tiff_bytes(192, 64, data, [8] * (channels + 1), photometric, extra_samples=1))
-    expected = np.broadcast_to(stored + (255.0 - alpha[..., None]), (64, 192, 3))
-    np.testing.assert_allclose(pixels(tmp_path / "a.tif"), expected, atol=2.0)
-
-
-def test_palette_with_transparency_lies_on_white(tmp_path):
-    index, palette, alpha = noise(64, 64), noise(256, 3), noise(256)
-    indexed = Image.fromarray(index)
-    indexed.putpalette(palette.tobytes())
-    indexed.save(tmp_path / "many.png", transparency=alpha.tobytes())
-    np.testing.assert_allclose(pixels(tmp_path / "many.png"), on_white(palette, alpha)[index], atol=1.0)
-    expected = palette[index]
-    expected[index == 5] = 255
-    for name in ("one.png", "one.gif"):
-        indexed.save(tmp_path / name, transparency=5)
-        np.testing.assert_array_equal(pixels(tmp_path / name), expected)
-
-
-def test_transparent_colour_lies_on_white(tmp_path):
-    color, grey = noise(64, 64, 3), noise(64, 64)
-    color[10:20, 5:9], grey[10:20, 5:9] = (1, 2, 3), 77
-    Image.fromarray(color).save(tmp_path / "rgb.png", transparency=(1, 2, 3))
-    Image.fromarray(grey).save(tmp_path / "grey.png", transparency=77)
-    np.testing.assert_array_equal(
-        pixels(tmp_path / "rgb.png"), np.where((color == (1, 2, 3)).all(-1, keepdims=True), 255, color)
-    )
-    np.testing.assert_array_equal(pixels(tmp_path / "grey.png"), as_rgb(np.where(grey == 77, 255, grey)))
-
-
-def test_cmyk(tmp_path):
-    inks = noise(64, 80, 4)
-    Image.fromarray(inks, "CMYK").save(tmp_path / "a.tif")
-    c, k = inks[..., :3].astype(np.float64), inks[..., 3:].astype(np.float64)
-    np.testing.assert_allclose(pixels(tmp_path / "a.tif"), (255 - c) * (255 - k) / 255, atol=1.0)
-    flat = np.tile(np.array([200, 100, 0, 50], np.uint8), (64, 64, 1))
-    Image.fromarray(flat, "CMYK").save(tmp_path / "a.jpg", quality=98)  # Adobe's convention: stored inverted
-    expected = (255 - np.array([200, 100, 0])) * (255 - 50) / 255
-    np.testing.assert_allclose(pixels(tmp_path / "a.jpg"), np.broadcast_to(expected, (64, 64, 3)), atol=3.0)
-
-
-# Deep grey and deep colour
-
-
-def deep_grey():
-    grey = np.linspace(0, 65535, 64 * 100).round().astype(np.uint16).reshape(64, 100)
-    grey[0, :6] = [0, 128, 129, 65406, 65407, 65535]  # both sides of where rounding turns
-    return grey
-
-
-def scaled(grey, full=65535):
-    return as_rgb(np.floor(grey.astype(np.float64) * 255 / full + 0.5).astype(np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "dtype"),
-    [
-        ("a.png", "I;16", "<u2"),
-        ("a.tif", "I;16", "<u2"),
-        ("b.tif", "I;16B", ">u2"),
-        ("c.tif", "I", "<i4"),
-    ],
-)
-def test_deep_grey_is_scaled_and_rounded(tmp_path, name, mode, dtype):
-    grey = deep_grey()
-    Image.frombytes(mode, (100, 64), grey.astype(dtype).tobytes()).save(tmp_path / name)
-    with Image.open(tmp_path / name) as written:
-        assert written.mode.startswith("I")
-        np.testing.assert_array_equal(np.asarray(written), grey)
-    found = pixels(tmp_path / name)
-    np.testing.assert_array_equal(found, scaled(grey))
-    assert np.unique(found).size == 256
-
-
-def test_twelve_bit_grey_reaches_white(tmp_path):
-    grey = np.linspace(0, 4095, 64 * 100).round().astype(np.uint16).reshape(64, 100)
-    pairs = grey.reshape(-1, 2)
-    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], -1)
-    (tmp_path / "a.tif").write_bytes(tiff_bytes(100, 64, packed.astype(np.uint8).tobytes(), [12], 1))
-    np.testing.assert_array_equal(pixels(tmp_path / "a.tif"), scaled(grey, 4095))
-
-
-def test_deep_grey_where_zero_is_white(tmp_path):
-    grey = deep_grey()
-    (tmp_path / "a.tif").write_bytes(tiff_bytes(100, 64, grey.astype("<u2").tobytes(), [16], 0))
-    np.testing.assert_array_equal(pixels(tmp_path / "a.tif"), 255 - scaled(grey))
-
-
-def test_deep_grey_with_a_transparent_value(tmp_path):
-    grey = deep_grey()
-    rows = [row.astype(">u2").tobytes() for row in grey]
-    transparent = int(grey[30, 40])
-    assert (scaled(grey) == scaled(grey)[30, 40]).all(-1).sum() > (grey == transparent).sum()
-    data = png_bytes(100, 64, 16, 0, rows, [(b"tRNS", struct.pack(">H", transparent))])
-    (tmp_path / "a.png").write_bytes(data)
-    expected = np.where(as_rgb(grey) == transparent, 255, scaled(grey))
-    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), expected)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_deep_colour(tmp_path, name):
-    grey = deep_grey()
-    color = np.stack([grey, grey[::-1], grey[:, ::-1]], axis=-1)
-    if name == "a.png":
-        data = png_bytes(100, 64, 16, 2, [row.astype(">u2").tobytes() for row in color])
-    else:
-        data = tiff_bytes(100, 64, color.astype("<u2").tobytes(), [16, 16, 16], 2)
-    (tmp_path / name).write_bytes(data)
-    np.testing.assert_allclose(pixels(tmp_path / name), color / 257.0, atol=1.0)
-
-
-def test_values_without_an_agreed_white_are_refused(tmp_path):
-    Image.fromarray(np.zeros((64, 64), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(InputError, match=r"float\.tif.*floating-point"):
-        load_photograph(tmp_path / "float.tif")
-    for low, high in ((0, 65536), (-1, 9)):
-        values = np.full((64, 64), low, np.int32)
-        values[0, 0] = high
-        Image.fromarray(values).save(tmp_path / "wide.tif")
-        with pytest.raises(InputError, match=rf"wide\.tif.*{low} to {high}"):
-            load_photograph(tmp_path / "wide.tif")
-
-
-# Orientation: what EXIF 2.32 (tag 0x0112) says the first row and column are, in numpy's terms
-
-UPRIGHT = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: np.swapaxes(a, 0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.swapaxes(a[::-1, ::-1], 0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
-def test_exif_orientation(tmp_path, suffix, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    options = {".webp": {"lossless": True}, ".jpg": {"quality": 98}}.get(suffix, {})
-    Image.fromarray(ramp()).save(tmp_path / f"a{suffix}", exif=exif, **options)
-    found, expected = pixels(tmp_path / f"a{suffix}"), UPRIGHT[orientation](ramp())
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, atol=12 if suffix == ".jpg" else 0)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("mode", ["L", "I;16", "I;16B"])
-def test_exif_orientation_of_grey(tmp_path, mode, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    grey, upright = (noise(64, 100),) * 2 if mode == "L" else (deep_grey(), scaled(deep_grey())[..., 0])
-    data = grey.astype({"L": "u1", "I;16": "<u2", "I;16B": ">u2"}[mode]).tobytes()
-    Image.frombytes(mode, (100, 64), data).save(tmp_path / "a.tif", exif=exif)
-    np.testing.assert_array_equal(pixels(tmp_path / "a.tif"), as_rgb(UPRIGHT[orientation](upright)))
-
-
-@pytest.mark.parametrize(
-    "exif",
-    [
-        b"Exif\0\0no directory",
-        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",  # orientation 99
-    ],
-)
-def test_broken_exif_does_not_cost_the_photograph(tmp_path, exif):
-    Image.fromarray(ramp()).save(tmp_path / "a.jpg", exif=exif)
-    assert pixels(tmp_path / "a.jpg").shape == ramp().shape
-
-
-# Finding
-
-
-def write_images(folder, names):
-    for name in names:
-        Image.new("RGB", (64, 64), "red").save(folder / name, format="PNG")
-
-
-def test_a_folder_is_sorted_naturally_and_holds_images_only(tmp_path):
-    expected = ["00.jpg", "1.png", "2.JPG", "10.jpeg", "a.webp", "B.bmp", "b2x9.tif", "b2x10.gif", "c1.heic", "d.nef"]
-    assert expected != sorted(expected)
-    write_images(tmp_path, expected[::-1])
-    write_images(tmp_path, [".hidden.png", "._2.JPG"])
-    for name in ("notes.txt", "clip.mp4", "page.eps", "page.pdf", "weights.h5", "no_extension"):
-        (tmp_path / name).write_text("hello")
-    (tmp_path / "sub.png").mkdir()
-    write_images(tmp_path / "sub.png", ["inner.png"])
-    assert [path.name for path in find_photographs(tmp_path)] == expected
-    assert find_photographs(str(tmp_path)) == find_photographs(tmp_path)
-
-
-def test_names_that_compare_equal_have_a_fixed_order(tmp_path):
-    write_images(tmp_path, ["x1.png", "x01.png", "x001.png"])
-    assert [path.name for path in find_photographs(tmp_path)] == ["x001.png", "x01.png", "x1.png"]
-
-
-def test_accents_sort_alike_however_the_system_spells_them(tmp_path):
-    composed, decomposed = "\u00e9", "e\u0301"
-    orders = []
-    for accent in (composed, decomposed):
-        folder = tmp_path / f"{len(accent)}"
-        folder.mkdir()
-        write_images(folder, [f"{accent}.png", "ez.png", "z.png"])
-        orders.append([path.name.replace(accent, composed) for path in find_photographs(folder)])
-    assert orders[0] == orders[1]
-
-
-def test_a_list_keeps_its_order_and_any_extension(tmp_path):
-    write_images(tmp_path, ["b.png", "a", ".hidden"])
-    listed = [tmp_path / "b.png", str(tmp_path / "a"), tmp_path / ".hidden"]
-    assert find_photographs(listed) == [Path(path) for path in listed]
-    assert [photograph.name for photograph in load_photographs(tuple(listed))] == ["b.png", "a", ".hidden"]
-    assert find_photographs(tmp_path / "a") == [tmp_path / "a"]
-
-
-@pytest.mark.parametrize("source", ["", "  ", []])
-def test_nothing_named(source):
-    with pytest.raises(InputError, match="no photographs were named"):
-        find_photographs(source)
-
-
-def test_missing_paths(tmp_path):
-    write_images(tmp_path, ["a.png"])
-    for source in (tmp_path / "nowhere", [tmp_path / "a.png", tmp_path / "nowhere"]):
-        with pytest.raises(InputError, match=r"no file or folder .*nowhere"):
-            load_photographs(source)
-    with pytest.raises(InputError, match=r"gone\.png could not be read: there is no such file"):
-        load_photograph(tmp_path / "gone.png")
-
-
-def test_a_name_longer_than_systems_allow(tmp_path):
-    with pytest.raises(InputError, match=r"x{99}"):
-        find_photographs(tmp_path / ("x" * 5000))
-
-
-def test_a_folder_in_a_list(tmp_path):
-    with pytest.raises(InputError, match="is a folder"):
-        find_photographs([tmp_path])
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a_named_pipe_is_refused_without_waiting_for_it(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(InputError, match="neither a file nor a folder"):
-        find_photographs(tmp_path / "pipe.png")
-    with pytest.raises(InputError, match=r"pipe\.png \(it is not a regular file\)"):
-        load_photographs(tmp_path)
-
-
-def test_folders_without_images(tmp_path):
-    with pytest.raises(InputError, match=r"is empty"):
-        load_photographs(tmp_path)
-    (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match=r"holds 1 files, none of them an image"):
-        load_photographs(tmp_path)
 
 
 # Files that cannot be read
@@ -439,8 +40,8 @@ def unreadable_files(folder):
     return {
         "cut.jpg": "cut off",
         "zero.png": "empty",
-        "text.png": "no image",
-        "phone.hif": "HIF",
+        "text.png": "text",
+        "phone.hif": "HEIC/HEIF picture; install pillow-heif",
         "half.avif": "damaged" if features.check("avif") else "AVIF",
         "camera.nef": "raw",
         "float.tif": "floating-point",
@@ -486,11 +87,15 @@ def test_a_file_cut_off_counts_as_unreadable_whatever_pillow_was_told(tmp_path, 
 def test_limit_counts_readable_photographs_and_opens_no_more(tmp_path):
     write_images(tmp_path, ["2.png", "3.png"])
     (tmp_path / "1.png").write_text("no image")
-    Image.new("RGB", (5, 5)).save(tmp_path / "4.png")  # an error, were it opened
-    with pytest.warns(UserWarning, match=r"1\.png"):
+    Image.new("RGB", (5, 5)).save(tmp_path / "4.png")  # would be named, were it opened
+    with pytest.warns(UserWarning, match="left out") as caught:
         assert [photograph.name for photograph in load_photographs(tmp_path, limit=2)] == ["2.png", "3.png"]
-    with pytest.raises(InputError, match=r"4\.png"):
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "1.png (it is text" in said
+    assert "4.png" not in said
+    with pytest.warns(UserWarning, match="left out") as caught:
         load_photographs(tmp_path)
+    assert any("4.png (it is 5x5" in str(warning.message) for warning in caught)
     with pytest.raises(InputError, match="-1"):
         load_photographs(tmp_path, limit=-1)
 
@@ -500,10 +105,13 @@ def test_limit_counts_readable_photographs_and_opens_no_more(tmp_path):
 
 @pytest.mark.parametrize(("width", "height"), [(MIN_SIDE - 1, 200), (200, MIN_SIDE - 1)])
 def test_too_small(tmp_path, width, height):
-    write_images(tmp_path, ["a.png"])
     Image.new("RGB", (width, height)).save(tmp_path / "small.png")
-    with pytest.raises(InputError, match=rf"small\.png is {width}x{height} pixels.* 64 "):
-        load_photographs(tmp_path)
+    for load, source in ((load_photograph, tmp_path / "small.png"), (load_photographs, tmp_path)):
+        with pytest.raises(InputError, match=rf"small\.png is {width}x{height} pixels.* 64 "):
+            load(source)
+    write_images(tmp_path, ["a.png"])
+    with pytest.warns(UserWarning, match=rf"left out.*small\.png \(it is {width}x{height} pixels.* 64 "):
+        assert [photograph.name for photograph in load_photographs(tmp_path)] == ["a.png"]
     Image.new("RGB", (MIN_SIDE, MIN_SIDE)).save(tmp_path / "small.png")
     assert len(load_photographs(tmp_path)) == 2
 
@@ -519,11 +127,13 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path, kind, width, 
         "tif": tiff_bytes(width, height, b"", [8, 8, 8], 2),
     }[kind]
     (tmp_path / f"bomb.{kind}").write_bytes(data)
-    write_images(tmp_path, ["a.png"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(InputError, match=rf"bomb\.{kind}.*{width * height:,}.*64,000,000"):
             load_photographs(tmp_path)
+    write_images(tmp_path, ["a.png"])
+    with pytest.warns(UserWarning, match=rf"left out.*bomb\.{kind} \(.*{width * height:,}.*64,000,000"):
+        assert [photograph.name for photograph in load_photographs(tmp_path)] == ["a.png"]
 
 
 def test_own_limit_stands_where_a_program_lifted_pillows(tmp_path, monkeypatch):
