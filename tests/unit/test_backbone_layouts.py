@@ -4,18 +4,27 @@ Widths are the true ones and depths reduced. ECHODISTILL_FULL_SIZE=1 adds the tr
 """
 
 import copy
+import dataclasses
+import json
 import os
+from functools import lru_cache
 
 import open_clip
 import pytest
 import timm
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from PIL import Image
 from safetensors.torch import save_file
+from transformers import CLIPVisionModelWithProjection
 
+from echodistill_core.concept.photographs import load_photographs
+from echodistill_core.errors import InputError
+from echodistill_core.evaluation.metrics import PROTOCOLS
+from echodistill_core.evaluation.pictures import score_pictures
 from echodistill_core.perception import load
-from echodistill_core.perception.backbones import SPECS, Spec
-from echodistill_core.perception.load import load_backbone
+from echodistill_core.perception.backbones import SPECS
+from echodistill_core.perception.load import Place, load_backbone
 
 full_size = pytest.mark.skipif(
     not os.environ.get("ECHODISTILL_FULL_SIZE"), reason="ECHODISTILL_FULL_SIZE is not set: it takes 8 GB"
@@ -43,17 +52,21 @@ def randomised(model):
     return model.eval().requires_grad_(False)
 
 
-def open_clip_model(name, depth=DEPTH):
+@lru_cache(maxsize=2)
+def open_clip_model(name, depth=DEPTH, kind=CLIP):
     model, quick = OPEN_CLIP[name]
     config = copy.deepcopy(open_clip.get_model_config(model))
     config["vision_cfg"]["layers"] = depth or config["vision_cfg"]["layers"]
     config["text_cfg"]["layers"] = depth or config["text_cfg"]["layers"]
+    if name == "clip":  # whose text encoder nobody reads
+        config["text_cfg"]["vocab_size"] = 64
     vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        return randomised(CLIP(config["embed_dim"], vision, text, quick_gelu=quick))
+        return randomised(kind(config["embed_dim"], vision, text, quick_gelu=quick))
 
 
+@lru_cache(maxsize=2)
 def timm_model(name, depth=DEPTH, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -67,7 +80,7 @@ def reduced(spec, depth=DEPTH):
     for part in (config, getattr(config, "vision_config", None), getattr(config, "text_config", None)):
         if part is not None and hasattr(part, "num_hidden_layers"):
             part.num_hidden_layers = depth
-    return Spec(spec.name, spec.title, spec.size, spec.mean, spec.std, spec.build, config, spec.features)
+    return dataclasses.replace(spec, config=config, projector=None)
 
 
 @pytest.fixture
@@ -97,10 +110,16 @@ def features(backbone, x):
 
 
 def error_of(found, expected):
-    """The largest difference, as a part of the features' deviation."""
+    """The largest difference, as a part of the largest feature."""
     assert found.shape == expected.shape
     assert expected.std() > 0
-    return float((found - expected).abs().max() / expected.std())
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def text_features(backbone, ids):
+    """As evaluation.pictures computes them."""
+    clip = backbone.encoder
+    return clip.text_projection(clip.text_model(ids).pooler_output)
 
 
 def tokens():
@@ -111,14 +130,12 @@ def tokens():
 
 
 def check_open_clip(name, model, path):
-    side = encoder_side(name)
-    x = pictures(side)[: 1 if side > 224 else 2]
     backbone = load_backbone(name, saved(model.state_dict(), path))
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    x = pictures(encoder_side(name))[:1]
     errors = [error_of(features(backbone, x), model.encode_image(x))]
     if name != "clip":
-        ids = tokens()
-        clip = backbone.encoder
-        errors.append(error_of(clip.text_projection(clip.text_model(ids).pooler_output), model.encode_text(ids)))
+        errors.append(error_of(text_features(backbone, tokens()), model.encode_text(tokens())))
     print(name, errors)
     assert max(errors) < 1e-5
 
@@ -131,15 +148,14 @@ def test_open_clips_layout_gives_open_clips_features(tmp_path, shallow, name):
 @full_size
 @pytest.mark.parametrize("name", list(OPEN_CLIP))
 def test_open_clips_layout_gives_open_clips_features_at_the_true_depth(tmp_path, monkeypatch, name):
-    true = SPECS[name]
-    whole = Spec(name, true.title, true.size, true.mean, true.std, true.build, true.config, true.features)
-    monkeypatch.setattr(load, "SPECS", {name: whole})
+    monkeypatch.setattr(load, "SPECS", {name: dataclasses.replace(SPECS[name], projector=None)})
     check_open_clip(name, open_clip_model(name, depth=None), tmp_path / "open_clip_model.safetensors")
 
 
 def check_timm(name, model, path):
+    backbone = load_backbone(name, saved(model.state_dict(), path))
     x = pictures(encoder_side(name))[:1]
-    error = error_of(features(load_backbone(name, saved(model.state_dict(), path)), x), model(x))
+    error = error_of(features(backbone, x), model(x))
     print(name, error)
     assert error < 1e-5
 
@@ -154,3 +170,243 @@ def test_timms_layout_gives_timms_features(tmp_path, shallow, name):
 )
 def test_timms_layout_gives_timms_features_at_the_true_depth(tmp_path, name):
     check_timm(name, timm_model(name, depth=None), tmp_path / "model.safetensors")
+
+
+def as_meta_names(tensors):
+    """timm's tensors as Meta's repositories publish DINO v2's."""
+    return {**tensors, "mask_token": torch.ones(1, tensors["cls_token"].shape[-1])}
+
+
+def as_meta_trains(tensors):
+    """As a training checkpoint of DINO v2 has them: blocks in groups, the teacher beside the student, and heads."""
+    grouped = {}
+    for name, tensor in as_meta_names(tensors).items():
+        parts = name.split(".")
+        grouped[".".join(["blocks", "0", *parts[1:]] if parts[0] == "blocks" else parts)] = tensor
+    heads = {f"{role}.dino_head.mlp.0.weight": torch.zeros(4, 384) for role in ("teacher", "student")}
+    return (
+        {f"student.backbone.{n}": torch.zeros_like(t) for n, t in grouped.items()}
+        | {f"teacher.backbone.{n}": t for n, t in grouped.items()}
+        | heads
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("dinov2-small", as_meta_names),
+        ("dinov2-small", as_meta_trains),
+        ("dino", lambda tensors: {f"module.backbone.{n}": t for n, t in tensors.items()}),
+        ("dino", lambda tensors: {f"teacher.{n}": t for n, t in tensors.items()}),
+    ],
+    ids=["published", "training checkpoint", "in a module", "teacher alone"],
+)
+def test_metas_layouts_give_timms_features(tmp_path, shallow, name, written):
+    model = timm_model(name)
+    backbone = load_backbone(name, saved(written(model.state_dict()), tmp_path / "meta.safetensors"))
+    x = pictures(encoder_side(name))[:1]
+    assert error_of(features(backbone, x), model(x)) < 1e-5
+
+
+def test_open_clips_text_encoder_may_be_a_module_of_its_own(tmp_path, shallow):
+    model = open_clip_model("clip-vit-b-32", kind=CustomTextCLIP)
+    assert "text.token_embedding.weight" in model.state_dict()
+    backbone = load_backbone("clip-vit-b-32", saved(model.state_dict(), tmp_path / "own.safetensors"))
+    assert error_of(text_features(backbone, tokens()), model.encode_text(tokens())) < 1e-5
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_half_precision_with_single_precision_norms_is_half(tmp_path, shallow, precision):
+    """As OpenCLIP saves a network that it trained in half precision."""
+    model = open_clip_model("clip-vit-b-32")
+    tensors = {n: t if "ln_" in n else t.to(precision) for n, t in model.state_dict().items()}
+    backbone = load_backbone("clip-vit-b-32", saved(tensors, tmp_path / "half.safetensors"))
+    assert {p.dtype for p in backbone.parameters()} == {precision}
+    x = pictures(224)
+    assert error_of(backbone(x, normalise=False), model.encode_image(x)) < 0.1
+
+
+def test_comfyuis_vision_files_in_transformers_layout_load_as_before(tmp_path, shallow):
+    """vision_model.* and visual_projection.weight, and what is left of a whole CLIP."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = randomised(CLIPVisionModelWithProjection(shallow["clip"].config))
+    tensors = {**model.state_dict(), "logit_scale": torch.tensor(4.6)}
+    x = pictures(224)
+    for extra in ({}, {"vision_model.embeddings.position_ids": torch.arange(257)[None]}):
+        backbone = load_backbone("clip", saved(tensors | extra, tmp_path / "clip_vision_h.safetensors"))
+        assert torch.equal(features(backbone, x), model(x).image_embeds)
+
+
+def test_gradients_pass_through_a_converted_encoder_as_through_open_clips(tmp_path, shallow):
+    model = open_clip_model("clip-vit-b-32")
+    backbone = load_backbone("clip-vit-b-32", saved(model.state_dict(), tmp_path / "b.safetensors"))
+    weights = torch.linspace(-1, 1, 512)
+    gradients = []
+    for encode in (lambda x: features(backbone, x), model.encode_image):
+        x = pictures(224).requires_grad_()
+        (encode(x) * weights).sum().backward()
+        gradients.append(x.grad)
+    assert error_of(*gradients) < 1e-4
+    assert all(not p.requires_grad for p in backbone.parameters())
+
+
+def test_dinos_positions_are_interpolated_as_before_where_another_size_is_asked_for(tmp_path, shallow):
+    """DINO v2 small looks at 224 pixels with positions of 518; the truth is timm with positions made by hand."""
+    model = timm_model("dinov2-small")
+    backbone = load_backbone("dinov2-small", saved(model.state_dict(), tmp_path / "s.safetensors"))
+    small = timm_model("dinov2-small", img_size=224)
+    grid = model.pos_embed[:, 1:].reshape(1, 37, 37, 384).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(16, 16), mode="bicubic", align_corners=False)
+    positions = torch.cat([model.pos_embed[:, :1], grid.permute(0, 2, 3, 1).reshape(1, 256, 384)], dim=1)
+    small.load_state_dict({**model.state_dict(), "pos_embed": positions})
+    x = pictures(224)
+    assert error_of(backbone(x, normalise=False), small(x)) < 1e-4
+
+
+# Folders and scores
+
+
+def folder_of(path, model, config):
+    path.mkdir()
+    saved(model.state_dict(), path / "open_clip_model.safetensors")
+    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    return path
+
+
+def test_a_folder_of_open_clips_says_which_activation_it_was_trained_with(tmp_path, shallow):
+    model = open_clip_model("clip-vit-b-32")
+    x = pictures(224)
+    openai = folder_of(tmp_path / "openai", model, {"quick_gelu": True})
+    # As timm publishes OpenAI's: its own image encoder lies beside it under transformers' name.
+    saved({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4)}, openai / "model.safetensors")
+    assert error_of(load_backbone("clip-vit-b-32", openai)(x, normalise=False), model.encode_image(x)) < 1e-4
+    laion = folder_of(tmp_path / "laion", model, {})
+    with pytest.raises(
+        InputError, match=r"open_clip_config\.json has the activation gelu, expected quick_gelu of OpenAI"
+    ):
+        load_backbone("clip-vit-b-32", laion)
+
+
+def test_a_folder_of_timms_loads(tmp_path, shallow):
+    model = timm_model("dino")
+    saved(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_small_patch16_224", "num_classes": 0}))
+    x = pictures(224)
+    assert error_of(load_backbone("dino", tmp_path)(x, normalise=False), model(x)) < 1e-5
+
+
+def test_scores_by_files_of_open_clip_and_timm_are_those_of_open_clip_and_timm(tmp_path, shallow):
+    clip, dino = open_clip_model("clip-vit-b-32"), timm_model("dino")
+    places = {
+        "clip-vit-b-32": Place(saved(clip.state_dict(), tmp_path / "open_clip_model.safetensors")),
+        "dino": Place(saved(dino.state_dict(), tmp_path / "vit_small_patch16_224.dino.safetensors")),
+    }
+    made, real = pictures(224).clamp(-1, 1), pictures(224).flip(0, 3)[:1].clamp(-1, 1)
+    path = tmp_path / "photograph.png"
+    eight_bits = ((real[0] + 1) * 127.5).round().to(torch.uint8)
+    Image.fromarray(eight_bits.permute(1, 2, 0).numpy()).save(path)
+    photographs = load_photographs([path])
+    found = score_pictures(made, photographs, "a <new1> dog", "<new1>", PROTOCOLS["dreambooth"], places)
+
+    def prepared(x, name):
+        mean, std = (torch.tensor(v)[:, None, None] for v in (SPECS[name].mean, SPECS[name].std))
+        return ((x + 1) / 2 - mean) / std
+
+    def cosine(a, b):
+        return float(torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=-1).mean())
+
+    real = eight_bits[None] / 127.5 - 1
+    seen, text = clip.encode_image(prepared(made, "clip-vit-b-32")), open_clip.get_tokenizer("ViT-B-32")(["a dog"])
+    assert found["clip_t"] == pytest.approx(cosine(seen, clip.encode_text(text)), abs=1e-4)
+    assert found["clip_i"] == pytest.approx(cosine(seen, clip.encode_image(prepared(real, "clip-vit-b-32"))), abs=1e-4)
+    assert found["dino"] == pytest.approx(cosine(dino(prepared(made, "dino")), dino(prepared(real, "dino"))), abs=1e-4)
+
+
+# Bad input
+
+
+def open_clip_of(size, **options):
+    """Tensors of an OpenCLIP network by its own name, shapes only."""
+    with torch.device("meta"):
+        return open_clip.create_model(size, pretrained=None, device="meta", **options).state_dict()
+
+
+def timm_of(size, **options):
+    with torch.device("meta"):
+        return timm.create_model(size, pretrained=False, **options).state_dict()
+
+
+REFUSED = {
+    "CLIP of another size": (
+        "clip",
+        lambda: open_clip_of("ViT-L-14"),
+        r"OpenCLIP's CLIP ViT-L/14 at 224 pixels, expected CLIP ViT-H/14 .*width 1024 instead of 1280, "
+        r"depth 24 instead of 32",
+    ),
+    "CLIP of another grid": (
+        "clip-vit-l-14-336",
+        lambda: open_clip_of("ViT-L-14"),
+        r"ViT-L/14 at 224 pixels, expected OpenAI CLIP ViT-L/14@336 .*position embeddings 257 instead of 577",
+    ),
+    "CLIP without its text encoder": (
+        "clip-vit-b-32",
+        lambda: {n: t for n, t in open_clip_of("ViT-B-32").items() if n.startswith("visual.")},
+        r"CLIP ViT-B/32 at 224 pixels, expected OpenAI CLIP ViT-B/32 .*: no text encoder beside it",
+    ),
+    "DINO v2 with registers": (
+        "dinov2-small",
+        lambda: timm_of("vit_small_patch14_reg4_dinov2"),
+        r"timm's or Meta's DINO v2 ViT-S/14 with registers.*expected DINO v2 ViT-S/14",
+    ),
+    "Meta's DINO v2 with registers": (
+        "dinov2-small",
+        lambda: {**timm_of(TIMM["dinov2-small"]), "register_tokens": torch.empty(1, 4, 384)},
+        r"DINO v2 ViT-S/14 with registers at 518 pixels",
+    ),
+    "DINO v2 giant": (
+        "dinov2",
+        lambda: timm_of("vit_giant_patch14_dinov2", depth=3),
+        r"DINO v2 ViT-g/14 at 518 pixels, expected DINO v2 ViT-L/14 .*width 1536 instead of 1024",
+    ),
+    "DINO v2 of another grid": (
+        "dinov2-small",
+        lambda: timm_of(TIMM["dinov2-small"], img_size=224),
+        r"ViT-S/14 at 224 pixels, expected .*number of position embeddings 257 instead of 1370",
+    ),
+    "a supervised ViT": (
+        "dino",
+        lambda: timm_of("vit_small_patch16_224.augreg_in1k"),
+        r"ViT-S/16 with a classifier at 224 pixels, expected DINO v1 ViT-S/16",
+    ),
+    "DINO v2 for DINO": (
+        "dino",
+        lambda: timm_of(TIMM["dinov2-small"]),
+        r"timm's or Meta's DINO v2 ViT-S/14 at 518 pixels, expected DINO v1 ViT-S/16",
+    ),
+    "two networks": (
+        "dino",
+        lambda: {f"{p}.{n}": t for p in ("student", "ema") for n, t in timm_of(TIMM["dino"]).items()},
+        r"file of several networks \(student\., ema\.\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_another_network_is_refused_with_its_name(tmp_path, monkeypatch, case):
+    """Without a file: only shapes are asked about, before anything is converted."""
+    name, tensors, message = REFUSED[case]
+    monkeypatch.setattr(load, "tensors_in", lambda place: tensors())
+    with pytest.raises(InputError, match=rf"^\S*given\.safetensors is .*{message}.*download {name}$"):
+        load_backbone(name, tmp_path / "given.safetensors", tmp_path / "no projector")
+
+
+@pytest.mark.parametrize("broken", ["ln_pre", "attn.in_proj_weight", "visual.proj"])
+def test_missing_and_misshapen_tensors_of_open_clips_layout_are_refused(tmp_path, shallow, broken):
+    whole = open_clip_model("clip-vit-b-32").state_dict()
+    names = [n for n in whole if broken in n]
+    for tensors in ({n: t for n, t in whole.items() if n not in names}, whole | dict.fromkeys(names, torch.zeros(2))):
+        with pytest.raises(
+            InputError, match=r"missing or of another shape|width of the image embedding . instead of 512"
+        ):
+            load_backbone("clip-vit-b-32", saved(tensors, tmp_path / "broken.safetensors"))
