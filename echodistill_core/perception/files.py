@@ -43,7 +43,7 @@ _USUAL = {
 _OPENAI_IS_MEANT = r"laion|datacomp|commonpool|metaclip|dfn|yfcc|cc12m|roberta|quilt|streetclip|fashion"
 _OTHER_TRAINING = {
     "clip": r"dfn|metaclip|datacomp|quickgelu|cc12m",
-    "dino": r"augreg|deit_|deit3|moco|msn|ibot|[-_.]mae|in21k|imagenet",
+    "dino": r"augreg|deit_|deit3|moco|msn|ibot|[-_.]mae|in21k",
     "dinov2": r"depth_?anything",
     "dinov2-small": r"depth_?anything",
     "clip-vit-l-14-336": _OPENAI_IS_MEANT,
@@ -68,10 +68,10 @@ def why_not(shapes: Shapes, spec: Spec, called: str = "") -> str:
     network = network_of(shapes)
     if network is None:
         return f"no image encoder in a layout known here, expected {spec.title}"
+    if reason := misfit(network, spec):
+        return reason
     other = re.search(_OTHER_TRAINING.get(spec.name, r"(?!)"), called, re.IGNORECASE)
-    if other is not None and not misfit(network, spec):
-        return f"by its name ({other[0]}) another training of {network.title}, expected {spec.title}"
-    return misfit(network, spec)
+    return "" if other is None else f"by its name ({other[0]}) another training, expected {spec.title}"
 
 
 def projector_name(name: str) -> str:
@@ -188,10 +188,9 @@ def tensors_in(place: Path) -> dict[str, Tensor]:
 
 def _weights_in(folder: Path) -> list[Path]:
     """The files of one encoder's weights in a folder: transformers' and timm's, shards, OpenCLIP's, or the only one."""
+    # Where timm publishes OpenAI's CLIP, model.safetensors is the image encoder in timm's own layout.
     if (folder / _OPEN_CLIP_WEIGHTS).is_file() and (folder / _OPEN_CLIP_CONFIG).is_file():
-        return [
-            folder / _OPEN_CLIP_WEIGHTS
-        ]  # where timm publishes OpenAI's CLIP, model.safetensors is an image encoder
+        return [folder / _OPEN_CLIP_WEIGHTS]
     for name in ("model.safetensors", "model.fp16.safetensors"):
         if (folder / name).is_file():
             return [folder / name]

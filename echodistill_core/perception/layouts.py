@@ -131,7 +131,7 @@ def network_of(shapes: Shapes) -> Network | None:
         mlp=_first(own, *_MLP)[0],
         patch=patch[-1],
         positions=positions[-2] if len(positions) > 1 else 0,
-        projection=own.get("visual_projection.weight", own.get("visual.proj", (0, 0))[::-1])[0] if clip else 0,
+        projection=(_first(own, "visual_projection.weight")[0] or _first(own, "visual.proj")[-1]) if clip else 0,
         text=(text[-1], _depth(own, _TEXT_LAYER)) if text[-1] else (0, 0),
         prefix=prefix,
     )
