@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 from functools import lru_cache
 
 import open_clip
@@ -81,6 +82,13 @@ def reduced(spec, depth=DEPTH):
         if part is not None and hasattr(part, "num_hidden_layers"):
             part.num_hidden_layers = depth
     return dataclasses.replace(spec, config=config, projector=None)
+
+
+@pytest.fixture(autouse=True)
+def no_files_left(tmp_path):
+    """pytest keeps the folders of three runs, and these files are large."""
+    yield
+    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 @pytest.fixture
