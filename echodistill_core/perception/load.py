@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +12,20 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import ImageProjection
 from torch import Tensor, nn
-from transformers import ViTModel
+from transformers import CLIPConfig, ViTModel
 
 from ..errors import InputError
-from ..models.checkpoint import weights_in
 from ..models.embedded import embedded_folder
 from ..models.hub import cached_folder
 from ..models.tiny import random_weights
 from ..tensorfile import read_tensors
 from .backbones import MINIATURE_SPECS, SPECS, TINY_SPECS, Backbone, Spec
+from .conversion import in_transformers_names
+from .files import PROJECTOR, activation_flaw, encoder_in, projector_flaw, projector_name, tensors_in
+from .layouts import TIMM, TRANSFORMERS, misfit, network_of
 
-# IP-Adapter's own names of its image projector, and diffusers'.
-_PROJECTOR_NAMES = {
-    "image_proj.proj.weight": "image_embeds.weight",
-    "image_proj.proj.bias": "image_embeds.bias",
-    "image_proj.norm.weight": "norm.weight",
-    "image_proj.norm.bias": "norm.bias",
-}
+# Of timm's and Meta's layer norms, which DINO was trained with; transformers' ViT has 1e-12 in its published folder.
+TIMM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -72,18 +70,18 @@ def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Place] 
 def load_backbone(
     name: str, place: Path, projector: Path | None = None, *, specs: Mapping[str, Spec] | None = None
 ) -> Backbone:
-    """One backbone from a folder in transformers' format or a single safetensors file with its tensors.
+    """One backbone from a folder or a single safetensors file, in any of the layouts of `layouts`.
 
+    A folder is transformers' (config.json and model.safetensors), OpenCLIP's or timm's. A CLIP image encoder may have
+    its text encoder beside it. The layer norms of timm's and Meta's layouts have their epsilon of 1e-6.
     projector: IP-Adapter's file for a backbone that has one; otherwise looked for in the folder.
     specs: the table that `name` stands in; None for the published backbones'.
-    Raises InputError where tensors are missing or of other shapes.
+    Raises InputError naming what the file is where it is another network, and where tensors are missing.
     """
     spec = (SPECS if specs is None else specs)[name]
-    encoder_place = place
     if spec.projector is not None and place.is_dir():
-        projector = projector or next(iter(sorted(place.rglob("ip-adapter_sd15.safetensors"))), None)
-        encoder_place = next((p.parent for p in sorted(place.rglob("image_encoder/config.json"))), place)
-    encoder = _encoder(spec, encoder_place)
+        projector = projector or next(iter(sorted(place.rglob(PROJECTOR))), None)
+    encoder = _encoder(spec, encoder_in(place, spec))
     if spec.projector is None:
         return Backbone(spec, encoder)
     if projector is None:
@@ -125,13 +123,22 @@ def _encoder(spec: Spec, place: Path) -> nn.Module:
     with torch.device("meta"):
         empty = spec.build(spec.config)
     cls, expected = type(empty), empty.state_dict()
-    if place.is_dir():
-        tensors = weights_in(place)
+    tensors = tensors_in(place)
+    found = network_of({n: tuple(t.shape) for n, t in tensors.items()})
+    if found is not None:
+        if reason := misfit(found, spec):
+            raise InputError(f"{place} is {reason}; choose another file or run: echodistill download {spec.name}")
+        tensors = in_transformers_names(tensors, found, with_text=isinstance(spec.config, CLIPConfig))
+    if place.is_dir() and (found is None or found.layout == TRANSFORMERS):
         config = _config(cls, place)
     else:
-        tensors, config = read_tensors(place), copy.deepcopy(spec.config)
+        config = copy.deepcopy(spec.config)
+        if found is not None and found.layout == TIMM:
+            config.layer_norm_eps = TIMM_EPS
+    if flaw := activation_flaw(place, spec):
+        raise InputError(f"{flaw}; choose another file or run: echodistill download {spec.name}")
     # The file's precision, whatever the configuration says; some versions of transformers load as float32 even so.
-    config.dtype = dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+    config.dtype = dtype = _precision(tensors)
     # transformers, not load_state_dict: it knows the names that these tensors had in its earlier versions.
     options = {"add_pooling_layer": False} if cls is ViTModel else {}
     encoder, info = cls.from_pretrained(  # type: ignore[attr-defined]
@@ -149,6 +156,15 @@ def _encoder(spec: Spec, place: Path) -> nn.Module:
     return encoder.to(dtype)
 
 
+def _precision(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """What most numbers are in: OpenCLIP keeps the norms of a half precision network in single precision."""
+    numbers: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            numbers[tensor.dtype] += tensor.numel()
+    return max(numbers, key=lambda dtype: numbers[dtype], default=torch.float32)
+
+
 def _config(cls: Any, folder: Path) -> Any:
     try:
         return cls.config_class.from_pretrained(folder, local_files_only=True)
@@ -158,15 +174,9 @@ def _config(cls: Any, folder: Path) -> Any:
 
 def _projector(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> ImageProjection:
     assert spec.projector is not None
+    if flaw := projector_flaw({n: tuple(t.shape) for n, t in tensors.items()}, spec):
+        raise InputError(f"{path} holds no projector of {spec.title}: {flaw}; expected {PROJECTOR} of IP-Adapter.")
     with torch.device("meta"):
         projector = ImageProjection(**spec.projector)
-    given = {own: tensors[name] for name, own in _PROJECTOR_NAMES.items() if name in tensors}
-    expected = projector.state_dict()
-    wrong = [n for n, like in expected.items() if n not in given or given[n].shape != like.shape]
-    if wrong:
-        raise InputError(
-            f"{path} holds no projector of {spec.title}: {wrong[0]} is missing or of another shape; "
-            "expected ip-adapter_sd15.safetensors of IP-Adapter."
-        )
-    projector.load_state_dict(given, assign=True)
+    projector.load_state_dict({projector_name(n): t for n, t in tensors.items() if projector_name(n)}, assign=True)
     return projector

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,17 +11,10 @@ import torch
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.models.hub import HUB, cached_folder
 from ...echodistill_core.perception.backbones import SPECS
+from ...echodistill_core.perception.files import PROJECTOR, choose, choose_projector
 from ...echodistill_core.perception.load import Place
 
 FOLDER = "echodistill"  # of ComfyUI's models, for what no other folder holds
-# How people name these files in models/clip_vision, where any name is possible; the loader checks what is in them.
-_FILES = {
-    "clip": re.compile(r"(clip-)?vit-h[-_]14|^model\.safetensors$", re.IGNORECASE),
-    "dinov2": re.compile(r"dino_?v2.*(large|vitl)", re.IGNORECASE),
-    "dinov2-small": re.compile(r"dino_?v2.*(small|vits)", re.IGNORECASE),
-    "dino": re.compile(r"dino[-_]?(v1[-_])?vits?[-_]?16", re.IGNORECASE),
-}
-_PROJECTOR = "ip-adapter_sd15.safetensors"
 
 
 def register_folder() -> None:
@@ -43,7 +35,8 @@ def find_backbones(names: Iterable[str]) -> dict[str, Place]:
 
 def look_for(names: Iterable[str]) -> tuple[dict[str, Place], str]:
     """The same as far as they are there, and in words what is missing; "" where nothing is."""
-    found = {name: _find(name) for name in dict.fromkeys(names)}
+    reasons: list[str] = []
+    found = {name: _find(name, reasons) for name in dict.fromkeys(names)}
     missing = [name for name, place in found.items() if place is None]
     text = ""
     if missing:
@@ -54,32 +47,44 @@ def look_for(names: Iterable[str]) -> tuple[dict[str, Place], str]:
             f"{' '.join(missing)} (in this pack's folder, with ComfyUI's Python), or put their files into "
             f"{_folders(FOLDER)[0]}. Looked in {places}, and in the hub cache."
         )
+        text = " ".join([text, *(f"{reason}." for reason in reasons)])
     return {name: place for name, place in found.items() if place is not None}, text
 
 
-def _find(name: str) -> Place | None:
-    for folder in _folders(FOLDER):
-        for path in (folder / name, folder / f"{name}.safetensors"):
-            if path.is_dir():
-                return Place(path)
-            if path.is_file():
-                return _with_projector(name, path)
-    for folder in _folders("clip_vision"):
-        for path in sorted(folder.rglob("*.safetensors")) if folder.is_dir() else ():
-            pattern = _FILES.get(name)
-            if pattern is not None and pattern.search(path.name) and (place := _with_projector(name, path)) is not None:
-                return place
+def _find(name: str, reasons: list[str]) -> Place | None:
+    """Where a backbone is. `reasons` is given why files that seemed to be it are not, where it is nowhere."""
+    refused: list[str] = []
+    for kind in (FOLDER, "clip_vision"):
+        path, why = choose(name, _candidates(name, kind))
+        refused += why
+        if path is not None and (place := _with_projector(name, path)) is not None:
+            return place
+        if path is not None:
+            refused.append(f"{path} is there, but no {PROJECTOR} of IP-Adapter that fits it")
     cached = cached_folder(name)
+    if cached is None:
+        reasons += refused
     return None if cached is None else Place(cached)
 
 
+def _candidates(name: str, kind: str) -> list[tuple[Path, str]]:
+    """Everything in ComfyUI's folders of this kind that may be a backbone, with its name there."""
+    found = []
+    for folder in _folders(kind):
+        if folder.is_dir():
+            paths = [path for path in (folder / name,) if path.is_dir()] + sorted(folder.rglob("*.safetensors"))
+            found += [(path, path.relative_to(folder).as_posix()) for path in paths]
+    return found
+
+
 def _with_projector(name: str, encoder: Path) -> Place | None:
-    """The place of an encoder's file; None where it needs IP-Adapter's projector and that is nowhere."""
+    """The place of an encoder; None where it needs IP-Adapter's projector and that is nowhere."""
     if SPECS[name].projector is None:
         return Place(encoder)
-    folders = [*_folders(FOLDER), *_folders("ipadapter")]
-    candidates = [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob(_PROJECTOR))]
-    return Place(encoder, candidates[0]) if candidates else None
+    folders = [*([encoder] if encoder.is_dir() else []), *_folders(FOLDER), *_folders("ipadapter")]
+    candidates = [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob(PROJECTOR))]
+    projector = choose_projector(name, candidates)
+    return None if projector is None else Place(encoder, projector)
 
 
 def _gigabytes(name: str) -> float:

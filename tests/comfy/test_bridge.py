@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
+
+from echodistill_core.perception.backbones import SPECS
 
 
 class Patcher:
@@ -108,28 +114,80 @@ def places(bridge, monkeypatch, tmp_path):
     return kinds
 
 
-def put(*path: Path | str) -> Path:
+def put(shapes: dict[str, tuple[int, ...]], *path: Path | str) -> Path:
+    """A safetensors file in half precision whose data are a hole in the disk."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+    raw = json.dumps(header).encode()
     file = Path(*path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(b"")
+    file.write_bytes(struct.pack("<Q", len(raw)) + raw)
+    os.truncate(file, 8 + len(raw) + end)
     return file
 
 
+def published(name: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of a backbone in transformers' layout."""
+    with torch.device("meta"):
+        encoder = SPECS[name].build(SPECS[name].config)
+    return {n: tuple(t.shape) for n, t in encoder.state_dict().items()}
+
+
+def by_timm(name: str) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {n: tuple(t.shape) for n, t in timm.create_model(name, pretrained=False).state_dict().items()}
+
+
+PROJECTOR = {
+    "image_proj.proj.weight": (4 * 768, 1024),
+    "image_proj.proj.bias": (4 * 768,),
+    "image_proj.norm.weight": (768,),
+    "image_proj.norm.bias": (768,),
+}
+
+
 def test_backbones_are_found_where_comfyui_keeps_them(bridge, places):
-    clip = put(places["clip_vision"], "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
-    projector = put(places["ipadapter"], "sd15", "ip-adapter_sd15.safetensors")
-    large = put(places["clip_vision"], "dinov2_vitl14.safetensors")
-    dino = put(places["echodistill"], "dino.safetensors")
-    (places["echodistill"] / "dinov2-small").mkdir()
+    clip = put(published("clip"), places["clip_vision"], "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
+    put({"image_proj.latents": (1, 16, 768)}, places["ipadapter"], "other", "ip-adapter_sd15.safetensors")
+    projector = put(PROJECTOR, places["ipadapter"], "sd15", "ip-adapter_sd15.safetensors")
+    large = put(by_timm("vit_large_patch14_dinov2"), places["clip_vision"], "vit_large_patch14_dinov2.safetensors")
+    dino = put(published("dino"), places["echodistill"], "dino.safetensors")
+    put(published("dinov2-small"), places["echodistill"], "dinov2-small", "model.safetensors")
     found = bridge("backbones").find_backbones(["clip", "dinov2", "dino", "dinov2-small"])
     assert (found["clip"].encoder, found["clip"].projector) == (clip, projector)
     assert (found["dinov2"].encoder, found["dino"].encoder) == (large, dino)
     assert found["dinov2-small"].encoder == places["echodistill"] / "dinov2-small"
 
 
+def test_a_folder_of_ones_own_may_leave_the_projector_to_the_ipadapter_folder(bridge, places):
+    put(published("clip"), places["echodistill"], "clip", "model.safetensors")
+    projector = put(PROJECTOR, places["ipadapter"], "ip-adapter_sd15.safetensors")
+    found = bridge("backbones").find_backbones(["clip"])["clip"]
+    assert (found.encoder, found.projector) == (places["echodistill"] / "clip", projector)
+    own = put(PROJECTOR, places["echodistill"], "clip", "ip-adapter_sd15.safetensors")
+    assert bridge("backbones").find_backbones(["clip"])["clip"].projector == own
+
+
+def test_a_wrong_file_by_the_right_name_does_not_hide_the_right_one(bridge, places, monkeypatch):
+    """In the folder before, further on in the list, or in the hub cache."""
+    place = bridge("backbones").Place
+    wrong = put(published("dinov2-small"), places["echodistill"], "dino.safetensors")
+    put(by_timm("vit_base_patch16_224.dino"), places["clip_vision"], "dino-vits16.safetensors")
+    message = bridge("backbones").look_for(["dino"])[1]
+    assert f"{wrong} is transformers' DINO v2 ViT-S/14 at 518 pixels, expected DINO v1 ViT-S/16" in message
+    assert "dino-vits16.safetensors is timm's or Meta's ViT-B/16 at 224 pixels, expected DINO v1" in message
+    right = put(by_timm("vit_small_patch16_224.dino"), places["clip_vision"], "zoo", "model.safetensors")
+    assert bridge("backbones").look_for(["dino"]) == ({"dino": place(right)}, "")
+    right.unlink()
+    monkeypatch.setattr(bridge("backbones"), "cached_folder", lambda name: places["ipadapter"])
+    assert bridge("backbones").look_for(["dino"]) == ({"dino": place(places["ipadapter"])}, "")
+
+
 def test_all_backbones_that_are_missing_are_named_at_once(bridge, places):
-    put(places["clip_vision"], "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")  # its projector is nowhere
-    put(places["clip_vision"], "sigclip_vision_patch14_384.safetensors")
+    put(published("clip"), places["clip_vision"], "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")  # without a projector
+    put({"vision_model.head.probe": (1, 1, 1152)}, places["clip_vision"], "sigclip_vision_patch14_384.safetensors")
     with pytest.raises(ValueError, match="backbones are missing") as caught:
         bridge("backbones").find_backbones(["dino", "dinov2", "clip"])
     message = str(caught.value)
@@ -139,8 +197,10 @@ def test_all_backbones_that_are_missing_are_named_at_once(bridge, places):
         "(clip, 2.5 GB",
         "download dino dinov2 clip",
         str(places["ipadapter"]),
+        "b79K.safetensors is there, but no ip-adapter_sd15.safetensors of IP-Adapter that fits it",
     ):
         assert part in message
+    assert "sigclip" not in message
     assert "Nothing is downloaded unasked" in message
 
 

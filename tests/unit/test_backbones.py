@@ -387,9 +387,12 @@ def test_missing_and_misshapen_tensors_are_refused(tmp_path, name, as_folder):
 def test_a_folder_of_another_size_is_refused(tmp_path):
     ViTModel(ViTConfig(**{**VIT, "hidden_size": 64}, intermediate_size=64)).save_pretrained(tmp_path / "wide")
     Dinov2Model(Dinov2Config(**{**VIT, "num_hidden_layers": 1})).save_pretrained(tmp_path / "shallow")
-    for name, place in (("dino", tmp_path / "wide"), ("dinov2", tmp_path / "shallow")):
-        with pytest.raises(InputError, match=rf"{place.name} is no tiny random .*missing or of another shape"):
-            load_backbone(name, place)
+    for name, place, found in (
+        ("dino", "wide", "ViT-64/8 at 32 pixels, expected tiny random ViT .*width 64 instead of 32"),
+        ("dinov2", "shallow", "DINO v2 ViT-32/8 at 32 pixels, expected tiny random DINO v2 .*depth 1 instead of 2"),
+    ):
+        with pytest.raises(InputError, match=rf"{place} is transformers' {found}"):
+            load_backbone(name, tmp_path / place)
 
 
 def test_pickles_and_truncated_or_absent_weights_are_refused(tmp_path):

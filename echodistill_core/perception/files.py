@@ -1,0 +1,219 @@
+"""Which backbone a file is: by its tensors' names and shapes, and among equals by what people call it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from diffusers.models.embeddings import ImageProjection
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.checkpoint import weights_in
+from ..tensorfile import read_header, read_tensors
+from .backbones import SPECS, Spec
+from .layouts import Shapes, misfit, network_of
+
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+PROJECTOR = "ip-adapter_sd15.safetensors"
+
+# IP-Adapter's own names of its image projector, and diffusers'.
+_PROJECTOR_NAMES = {
+    "image_proj.proj.weight": "image_embeds.weight",
+    "image_proj.proj.bias": "image_embeds.bias",
+    "image_proj.norm.weight": "norm.weight",
+    "image_proj.norm.bias": "norm.bias",
+}
+
+# How these files are usually called: of several that fit, such a one is taken first.
+_USUAL = {
+    "clip": r"vit[-_]?h([-_/]?14)?|clip_vision_h|sd15.*image_encoder",
+    "dinov2": r"dino_?v2.*(large|vitl|_l)|vit_large_patch14_dinov2",
+    "dinov2-small": r"dino_?v2.*(small|vits|_s)|vit_small_patch14_dinov2",
+    "dino": r"dino[-_]?(v1[-_])?(deit)?(vit)?s(mall)?[-_]?16|vit_small_patch16_224[._]dino",
+    "clip-vit-l-14-336": r"(vit[-_]?l(arge)?|large)[-_]?(patch)?14.*336",
+    "clip-vit-b-32": r"(vit[-_]?b(ase)?|base)[-_]?(patch)?32",
+}
+# Other trainings of networks with the very same names and shapes: what they are called tells them.
+_OPENAI_IS_MEANT = r"laion|datacomp|commonpool|metaclip|dfn|yfcc|cc12m|roberta|quilt|streetclip|fashion"
+_OTHER_TRAINING = {
+    "clip": r"dfn|metaclip|datacomp|quickgelu|cc12m",
+    "dino": r"augreg|deit_|deit3|moco|msn|ibot|[-_.]mae|in21k",
+    "dinov2": r"depth_?anything",
+    "dinov2-small": r"depth_?anything",
+    "clip-vit-l-14-336": _OPENAI_IS_MEANT,
+    "clip-vit-b-32": _OPENAI_IS_MEANT,
+}
+
+
+def backbone_of(shapes: Shapes, called: str = "", specs: Mapping[str, Spec] = SPECS) -> str | None:
+    """Which backbone of `specs` a file with tensors of these shapes is; None for none of them.
+
+    called: the file's name, with folders where they say something. It decides nothing but between trainings of equal
+    networks: an OpenCLIP ViT-B/32 called laion2B is not OpenAI's.
+    """
+    return next((name for name, spec in specs.items() if not why_not(shapes, spec, called)), None)
+
+
+def why_not(shapes: Shapes, spec: Spec, called: str = "") -> str:
+    """Why a file with tensors of these shapes is not this backbone, as what it is instead; "" if it is.
+
+    called: as in `backbone_of`.
+    """
+    network = network_of(shapes)
+    if network is None:
+        return f"no image encoder in a layout known here, expected {spec.title}"
+    if reason := misfit(network, spec):
+        return reason
+    other = re.search(_OTHER_TRAINING.get(spec.name, r"(?!)"), called, re.IGNORECASE)
+    return "" if other is None else f"by its name ({other[0]}) another training, expected {spec.title}"
+
+
+def projector_name(name: str) -> str:
+    """What diffusers calls this tensor of IP-Adapter's image projector; "" for IP-Adapter's other tensors."""
+    return _PROJECTOR_NAMES.get(name, "")
+
+
+def projector_flaw(shapes: Shapes, spec: Spec) -> str:
+    """What a file with tensors of these shapes lacks of the image projector after this backbone; "" for nothing."""
+    assert spec.projector is not None
+    with torch.device("meta"):
+        expected = ImageProjection(**spec.projector).state_dict()
+    given = {projector_name(n): shape for n, shape in shapes.items()}
+    wrong = [n for n, like in expected.items() if given.get(n) != tuple(like.shape)]
+    return f"{wrong[0]} is missing or of another shape" if wrong else ""
+
+
+def choose_projector(name: str, candidates: Iterable[Path]) -> Path | None:
+    """The first of these files that holds the image projector of the backbone of this name."""
+    return next((path for path in candidates if _holds_projector(path, SPECS[name])), None)
+
+
+def _holds_projector(path: Path, spec: Spec) -> bool:
+    try:
+        return not projector_flaw(_shapes(path), spec)
+    except InputError:
+        return False
+
+
+def encoder_in(place: Path, spec: Spec) -> Path:
+    """Where the encoder lies in a backbone's place: IP-Adapter's repository has it in a subfolder."""
+    if spec.projector is None or not place.is_dir():
+        return place
+    return next((p.parent for p in sorted(place.rglob("image_encoder/config.json"))), place)
+
+
+def rank(name: str, called: str) -> int:
+    """How much a file's name, with its folders, says that it is this backbone: 2 the very name, 1 a usual one, or 0."""
+    if re.match(rf"{re.escape(name)}(\.safetensors)?(/|$)", called):
+        return 2
+    return int(re.search(_USUAL.get(name, r"(?!)"), called, re.IGNORECASE) is not None)
+
+
+def choose(name: str, candidates: Iterable[tuple[Path, str]]) -> tuple[Path | None, list[str]]:
+    """The first candidate that is this backbone, and why others are not.
+
+    candidates: files or folders of safetensors, each with what it is called (`rank`); the best called come first, and
+        those called alike as given. Only headers are read.
+    The reasons are whole clauses, of those candidates alone whose name says that they are this backbone.
+    """
+    reasons: list[str] = []
+    for path, called in sorted(candidates, key=lambda one: -rank(name, one[1])):
+        reason = _flaw(path, SPECS[name], called)
+        if not reason:
+            return path, reasons
+        if rank(name, called):
+            reasons.append(reason)
+    return None, reasons
+
+
+def _flaw(path: Path, spec: Spec, called: str) -> str:
+    place = encoder_in(path, spec)
+    try:
+        reason = why_not(shapes_in(place), spec, called)
+        return f"{path} is {reason}" if reason else activation_flaw(place, spec)
+    except InputError as error:
+        return str(error).rstrip(".")
+
+
+def activation_flaw(place: Path, spec: Spec) -> str:
+    """A clause where the configuration beside a CLIP's weights has another activation than the backbone; "" otherwise.
+
+    CLIP was trained with GELU and with QuickGELU in equal shapes, so that nothing in the weights tells them apart.
+    place: a folder, or a file, beside which only a configuration of its own library is read.
+    Raises InputError where the configuration cannot be read.
+    """
+    wanted = getattr(getattr(spec.config, "vision_config", spec.config), "hidden_act", None)
+    weights = _weights_in(place)[0] if place.is_dir() else place
+    open_clip = weights.name == _OPEN_CLIP_WEIGHTS
+    path = weights.with_name(_OPEN_CLIP_CONFIG if open_clip else "config.json")
+    if not path.is_file() or not (open_clip or weights.name.startswith("model")):
+        return ""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if open_clip:
+            used = "quick_gelu" if config["model_cfg"].get("quick_gelu", False) else "gelu"
+        else:
+            used = config.get("vision_config", config).get("hidden_act", wanted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({error!r}); download the backbone again.") from error
+    return "" if used == wanted else f"{path} has the activation {used}, expected {wanted} of {spec.title}"
+
+
+def shapes_in(place: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors of a file, or of a folder's weights, by name, from the headers alone.
+
+    Raises InputError where a file is no safetensors, and where a folder holds none.
+    """
+    if not place.is_dir():
+        return _shapes(place)
+    return {name: shape for path in _weights_in(place) for name, shape in _shapes(path).items()}
+
+
+def tensors_in(place: Path) -> dict[str, Tensor]:
+    """The tensors of a file, or of a folder's weights in transformers', OpenCLIP's or timm's form.
+
+    Raises InputError where there are none.
+    """
+    if not place.is_dir():
+        return read_tensors(place)
+    files = _weights_in(place)
+    return read_tensors(files[0]) if len(files) == 1 else weights_in(place)
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """The files of one encoder's weights in a folder: transformers' and timm's, shards, OpenCLIP's, or the only one."""
+    # Where timm publishes OpenAI's CLIP, model.safetensors is the image encoder in timm's own layout.
+    if (folder / _OPEN_CLIP_WEIGHTS).is_file() and (folder / _OPEN_CLIP_CONFIG).is_file():
+        return [folder / _OPEN_CLIP_WEIGHTS]
+    for name in ("model.safetensors", "model.fp16.safetensors"):
+        if (folder / name).is_file():
+            return [folder / name]
+    files = sorted(p for p in folder.glob("*.safetensors") if p.name != PROJECTOR)
+    shards = [p for p in files if re.fullmatch(r"model(\.fp16)?-\d+-of-\d+(\.fp16)?\.safetensors", p.name)]
+    if shards:
+        return shards
+    if (folder / _OPEN_CLIP_WEIGHTS).is_file():
+        return [folder / _OPEN_CLIP_WEIGHTS]
+    if len(files) != 1:
+        weights_in(folder)  # says what there is instead
+        raise InputError(f"{folder} holds {len(files)} .safetensors files; expected one, named model.safetensors.")
+    return files
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); expected a .safetensors file.") from error
+    return _shapes_as_of(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _shapes_as_of(path: Path, modified: int, size: int) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in read_header(path).tensors.items()}
