@@ -20,4 +20,4 @@ class StorageError(EchoDistillError, OSError):
 
 
 class DivergedError(EchoDistillError, ArithmeticError):
-    """A loss became NaN or infinite; the last good checkpoint is kept."""
+    """A loss or a picture became NaN or infinite; nothing of it is written, and the last good checkpoint is kept."""
