@@ -144,8 +144,8 @@ def _from_original(
     marks = {n.removeprefix(layout.UNET_PREFIX) for n in tensors}
     guess = _guess_prediction(unet, architecture)
     schedule, warnings = _schedule(architecture, stated_in(metadata, marks, origin), guess, asked, origin)
-    used = {*unet_names.values(), *vae_names.values(), *read_names(text_in, text_names)}
     layers = architecture.text_encoder["num_hidden_layers"]
+    used = {*unet_names.values(), *vae_names.values(), *read_names(text_in, layers)}
     return Checkpoint(
         origin=origin,
         architecture=architecture,
@@ -212,17 +212,13 @@ def _from_folder(folder: Path, asked: str) -> Checkpoint:
             f"{looks_like(shapes_of(unet))} ({shortened(kind)}); expected Stable Diffusion 1.5, 2.1 or Turbo (not "
             "SDXL)."
         )
-    side = unet_config.get("sample_size", 64)
-    if type(side) is not int or side < 1:
-        raise InputError(
-            f"{folder / 'unet' / 'config.json'}: sample_size is {shortened(repr(side))}; expected a whole number of "
-            "latents, for instance 64; correct it."
-        )
+    side = _count(unet_config, "sample_size", 64, folder / "unet")
     has_text, has_vae = (folder / "text_encoder").is_dir(), (folder / "vae").is_dir()
     scheduler_path = folder / "scheduler" / "scheduler_config.json"
     scheduler = read_config(scheduler_path)
     tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     text_config = _network_config(folder / "text_encoder") if has_text else {}
+    _count(text_config, "num_hidden_layers", 12, folder / "text_encoder")
     if tokenizer is not None:
         pad_with_end = tokenizer.pad_token_id == tokenizer.eos_token_id
     else:
@@ -260,6 +256,16 @@ def _network_config(folder: Path) -> dict[str, Any]:
     config = read_config(folder / "config.json")
     refuse_quantized_config(config, str(folder / "config.json"))
     return config
+
+
+def _count(config: Mapping[str, Any], name: str, default: int, folder: Path) -> int:
+    value = config.get(name, default)
+    if type(value) is not int or value < 1:
+        raise InputError(
+            f"{folder / 'config.json'}: {name} is {shortened(repr(value))}; expected a whole number of at least 1, "
+            f"for instance {default}; correct it."
+        )
+    return value
 
 
 def _without_private(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def text_tensors(
     tensors: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for name, short in bare.items():
-        here = _text_name(short, architecture.text_encoder["num_hidden_layers"])
+        here = text_name(short, architecture.text_encoder["num_hidden_layers"])
         if here.endswith((".in_proj_weight", ".in_proj_bias")):
             head, _, leaf = here.rpartition(".in_proj_")
             if given[name].ndim == 0 or given[name].shape[0] % 3:
@@ -223,23 +223,23 @@ def put(tensors: dict[str, Tensor], names: dict[str, str], key: str, tensor: Ten
         tensors[key], names[key] = tensor, name
 
 
-def _text_name(bare: str, layers: int) -> str:
+def text_name(bare: str, layers: int) -> str:
     """transformers' name, "" for what is not read; OpenCLIP's joined queries, keys and values keep their last part."""
     parts = bare.split(".")
     open_clip = bare.startswith("transformer.resblocks.")
     if (open_clip or bare.startswith("encoder.layers.")) and len(parts) > 3:
         if not parts[2].isdecimal() or int(parts[2]) >= layers:
             return ""
-        if not open_clip:
-            return bare
         here, rest, leaf = f"encoder.layers.{parts[2]}.", ".".join(parts[3:-1]), parts[-1]
-        if rest == "attn" and leaf.startswith("in_proj_"):
+        if open_clip and rest == "attn" and leaf in ("in_proj_weight", "in_proj_bias"):
             return f"{here}self_attn.{leaf}"
-        return f"{here}{_OPEN_CLIP_PARTS[rest]}.{leaf}" if rest in _OPEN_CLIP_LAYER.values() else ""
+        if open_clip:
+            return f"{here}{_OPEN_CLIP_PARTS[rest]}.{leaf}" if rest in _OPEN_CLIP_LAYER.values() else ""
+        known = rest in _OPEN_CLIP_LAYER or rest in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        return bare if known and leaf in ("weight", "bias") else ""
     if bare in _OPEN_CLIP_ENDS.values():
         return _OPEN_CLIP_PARTS[bare]
-    is_read = bare.startswith(("embeddings.", "encoder.", "final_layer_norm.")) and not bare.endswith("position_ids")
-    return bare if is_read else ""
+    return bare if bare in _OPEN_CLIP_ENDS else ""
 
 
 def to_original(

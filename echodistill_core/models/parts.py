@@ -22,10 +22,9 @@ def names_in(tensors: StateDict, names: Names, prefix: str) -> dict[str, str]:
     return {here: prefix + there for here, there in names.items() if prefix + there in tensors}
 
 
-def read_names(bare: Names, names: Names) -> set[str]:
-    """The given names whose tensor is read, or is equal to one that is."""
-    read = {bare[name] for name in names.values()}
-    return {name for name, short in bare.items() if short in read}
+def read_names(bare: Names, layers: int) -> set[str]:
+    """The given names whose tensors a text encoder of so many layers reads, under one name or several."""
+    return {name for name, short in bare.items() if layout.text_name(short, layers)}
 
 
 def text_alone(
@@ -38,7 +37,7 @@ def text_alone(
     bare = {name: layout.bare_text_name(name) for name in given}
     tensors, names = layout.text_tensors(given, bare, architecture, origin)
     layers = architecture.text_encoder["num_hidden_layers"]
-    return tensors, names, unread_warnings(given, read_names(bare, names), layers, origin)
+    return tensors, names, unread_warnings(given, read_names(bare, layers), layers, origin)
 
 
 # What diffusers called the VAE's attention when the published folders were written.

@@ -19,7 +19,7 @@ from ..errors import InputError
 from .wording import shortened
 
 _FORMATS = ("float8_e4m3fn", "float8_e5m2")
-_SCALE = re.compile(r"^(.+\.)(?:scale_weight|weight_scale)$")
+_SCALE = re.compile(r"^(.+\.)(?:scale_weight|weight_scale)$", re.DOTALL)
 _FORMAT = re.compile(r"(^|\.)comfy_quant$")
 # They scale what a layer reads where the device multiplies 8-bit floats; the weights do not depend on them.
 _INPUT_SCALE = re.compile(r"\.(scale_input|input_scale)$")

@@ -58,8 +58,8 @@ def weights_in(folder: Path) -> dict[str, Tensor]:
     if pickles:
         raise InputError(
             f"{folder} holds its weights as a pickle ({shortened(pickles[0])}), which can run code when opened; "
-            "convert them to .safetensors, for instance with save_pretrained(safe_serialization=True) on a machine you can "
-            "spare."
+            "convert them to .safetensors, for instance with save_pretrained(safe_serialization=True) on a machine you "
+            "can spare."
         )
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     found = f"; it holds {listed(there, 6)}" if there else ""

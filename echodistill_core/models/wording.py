@@ -14,10 +14,15 @@ def shortened(text: object, longest: int = LONGEST) -> str:
     What is not printable (line breaks, escapes of terminals, halves of surrogate pairs) is written as Python would.
     """
     whole = str(text)
-    if len(whole) > longest:
-        whole = f"{whole[: longest // 2 - 2]}...{whole[-(longest // 2 - 2) :]}"
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in whole)
-    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+    line = _escaped(whole[: longest + 1])
+    if len(line) <= longest and len(whole) <= longest:
+        return line
+    half = longest // 2 - 2
+    return f"{line[:half]}...{_escaped(whole[-longest:])[-half:]}"
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def listed(names: Sequence[object], most: int = NAMED) -> str:
