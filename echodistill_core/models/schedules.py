@@ -15,6 +15,8 @@ from .wording import shortened
 
 TIMESTEPS = 1000  # of every Stable Diffusion, and of ComfyUI's samplers
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
+# diffusers' schedulers without betas: flow matching, EDM, and processes on tokens.
+_OTHER_PROCESSES = ("FlowMatch", "EDM", "CosineDPM", "VQDiffusion", "Amused", "ScoreSde")
 _OPTIONS = "--student-prediction or --teacher-prediction"
 
 
@@ -53,6 +55,12 @@ def schedule_of(scheduler: Mapping[str, Any], prediction: str, origin: str = "th
 
 
 def _alphas_cumprod(scheduler: Mapping[str, Any], origin: str) -> Tensor:
+    name = str(scheduler.get("_class_name", ""))
+    if name.startswith(_OTHER_PROCESSES):
+        raise InputError(
+            f"{origin}: {shortened(name)} is a scheduler of another noise process; expected one of betas over "
+            f"{TIMESTEPS} timesteps, as DDPMScheduler or DDIMScheduler; choose another checkpoint."
+        )
     kind = scheduler.get("beta_schedule", "linear")
     if scheduler.get("trained_betas") is None and kind not in BETA_SCHEDULES:
         raise InputError(

@@ -31,6 +31,8 @@ REFUSED = {
     "prediction that is no word": ({"prediction_type": ["epsilon"]}, "is unknown"),
     "unknown betas": ({"beta_schedule": "cosine"}, "beta_schedule 'cosine' is unknown"),
     "fewer timesteps": ({"num_train_timesteps": 500}, "num_train_timesteps is 500; expected 1000"),
+    "flow matching": ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "another noise process"),
+    "EDM": ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler is a scheduler of another noise process"),
     "no timesteps": ({"num_train_timesteps": "many"}, "num_train_timesteps is 'many'"),
     "fewer betas": ({"trained_betas": BETAS[:10]}, "has 10 timesteps"),
     "NaN among betas": ({"trained_betas": [*BETAS[:-1], float("nan")]}, "runs from 0.9999 to nan"),
@@ -51,6 +53,13 @@ def test_a_schedule_without_images_is_refused_by_its_file(folder, case):
     assert str(path) in message
     assert expected in message
     assert len(message) < 600
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerDiscreteScheduler", "LCMScheduler", "PNDMScheduler"])
+def test_the_class_of_a_scheduler_of_betas_plays_no_part(folder, name):
+    configure(folder, _class_name=name)
+    schedule = load_family(folder).student.schedule
+    assert torch.equal(schedule.alphas_cumprod, DDIMScheduler(**STABLE_DIFFUSION_NOISE).alphas_cumprod)
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
