@@ -21,7 +21,7 @@ from .family import Denoiser, Family, fingerprint, unet_fingerprint
 from .finite import check_finite
 from .latents import check_vae
 from .text import TextEncoder, clip_tokenizer
-from .wording import shortened
+from .wording import listed, shortened
 
 
 @torch.inference_mode(False)
@@ -69,11 +69,11 @@ def load_family(
     tokenizer = text_owner.tokenizer or clip_tokenizer(text_owner.architecture.pad_with_end)
     teacher_denoiser = None
     if t is not None and with_teacher:
-        teacher_denoiser = _denoiser(t, None, licences.get("teacher", "unknown"))
+        teacher_denoiser = _denoiser(t, None, licences.get("teacher", "unknown"), warnings)
     return Family(
         name=name,
         architecture=s.architecture,
-        student=_denoiser(s, student_lora, licences.get("student", "unknown")),
+        student=_denoiser(s, student_lora, licences.get("student", "unknown"), warnings),
         teacher=teacher_denoiser,
         text=TextEncoder(text, tokenizer),
         vae=_network(vae_owner, "vae", empty_vae(vae_owner.architecture)),
@@ -94,17 +94,18 @@ def _network(checkpoint: Checkpoint, part: str, empty: Module) -> Module:
     return network
 
 
-def _denoiser(checkpoint: Checkpoint, lora: str | Path | None, licence: str) -> Denoiser:
+def _denoiser(checkpoint: Checkpoint, lora: str | Path | None, licence: str, warnings: list[str]) -> Denoiser:
+    """The UNet with the LoRA merged. Appends to `warnings` what of the LoRA is not."""
     unet = _network(checkpoint, "unet", empty_unet(checkpoint.architecture))
     tensors: StateDict = checkpoint.unet
     if lora is not None:
-        unet = _fuse_lora(unet, Path(lora))
+        unet = _fuse_lora(unet, Path(lora), warnings)
         check_finite(unet.state_dict(), {}, f"UNet of {checkpoint.origin} with the LoRA {lora}")
         tensors = unet.state_dict()
     return Denoiser(unet, checkpoint.schedule, unet_fingerprint(tensors), checkpoint.origin, licence)
 
 
-def _fuse_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
+def _fuse_lora(unet: UNet2DConditionModel, path: Path, warnings: list[str]) -> UNet2DConditionModel:
     """Merge a LoRA file of any layout that diffusers reads into a copy of the UNet's weights."""
     try:
         import peft  # noqa: F401
@@ -122,6 +123,12 @@ def _fuse_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
         StableDiffusionPipeline.load_lora_into_unet(tensors, alphas, unet)
     except Exception as error:
         raise InputError(f"LoRA {path} does not fit the student: {shortened(error, 400)}") from error
+    others = [name for name in tensors if not name.startswith("unet.")]
+    if others:
+        warnings.append(
+            f"LoRA {path}: {len(others)} tensors are not for the UNet and are not merged ({listed(others)}); the text "
+            "encoder stays as it was."
+        )
     unet.fuse_lora()
     unet.unload_lora()
     return unet

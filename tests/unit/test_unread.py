@@ -117,6 +117,23 @@ def test_folders(tmp_path, parts):
         assert "1 are superfluous (the first is x.lora_A.weight)" in refused(folder)
 
 
+def test_what_a_lora_holds_for_other_networks_is_named(tmp_path, parts):
+    def lora(key, outputs, inputs):
+        return {f"{key}.lora_down.weight": torch.ones(4, inputs), f"{key}.lora_up.weight": torch.ones(outputs, 4)}
+
+    for_unet = lora("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 32, 32)
+    for_text = lora("lora_te_text_model_encoder_layers_0_mlp_fc1", 64, 32)
+    path = tmp_path / "lora.safetensors"
+    write_tensors(path, for_unet, {})
+    assert load_family(parts, student_lora=path).warnings == []
+    write_tensors(path, {**for_unet, **for_text}, {})
+    family = load_family(parts, student_lora=path)
+    same(family.text.model.state_dict(), parts["text_encoder"])
+    (warning,) = family.warnings
+    assert f"LoRA {path}: 2 tensors are not for the UNet" in warning
+    assert "mlp.fc1" in warning
+
+
 # One tensor under two names
 
 
