@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import InputError, quoted
+from .errors import InputError
+from .messages import quoted
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ONE_MEMORY = ("cpu", "mps")  # kinds whose memory is the host's, so that nothing is saved by moving weights there

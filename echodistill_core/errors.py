@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
-
-short = reprlib.Repr()
-short.maxstring = short.maxother = 100
-
 
 class EchoDistillError(Exception):
     """Something a user can mend. The command line prints it as one sentence and exits with `exit_status`."""
@@ -31,16 +26,4 @@ class StorageError(EchoDistillError, OSError):
 
 
 class DivergedError(EchoDistillError, ArithmeticError):
-    """A loss became NaN or infinite; the last good checkpoint is kept."""
-
-
-def quoted(value: object) -> str:
-    """A value from outside as it may stand in a message: repr, so that control characters are escaped, and about 100
-    characters of it at most, since a file can hold a name of a megabyte.
-    """
-    return short.repr(value)
-
-
-def plain(value: object) -> str:
-    """The same without quotation marks, for names and fingerprints."""
-    return short.repr(str(value))[1:-1]
+    """A loss or a picture became NaN or infinite; nothing of it is written, and the last good checkpoint is kept."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .adapter.apply import Personalised
 from .diffusion import guided, timesteps_like, trailing_timesteps
-from .errors import InputError
+from .errors import DivergedError, InputError
 from .models.family import Denoiser, Family
 
 TEACHER_STEPS = 25  # the paper's steps of the teacher
@@ -69,6 +69,19 @@ def denoise(
     return clean
 
 
+def finished(images: Tensor) -> Tensor:
+    """Decoded images (B, 3, H, W) clamped to [-1, 1]. Raises DivergedError where any value is NaN or infinite."""
+    # Before clamping, which would make infinity white.
+    bad = int((~torch.isfinite(images)).sum())
+    if bad:
+        raise DivergedError(
+            f"the pictures hold NaN or infinity ({bad} of {images.numel()} values); expected finite numbers. Compute "
+            "with precision fp32, or lower the adapters' strength or the learning rates; if it stays, the checkpoint "
+            "or an adapter is damaged: choose another."
+        )
+    return images.clamp(-1, 1)
+
+
 @torch.no_grad()
 def sample(
     model: Personalised,
@@ -87,7 +100,7 @@ def sample(
     seed: image i is drawn from seed + i, or from seed[i].
     height, width: multiples of 8; 0 takes the family's own. guidance: 1 for the one-step student.
     image: (1 or B, 3, H, W) in [-1, 1] to begin from; strength in (0, 1] is how much of it is redrawn.
-    Raises InputError for sizes, steps or strengths that do not fit.
+    Raises InputError for sizes, steps or strengths that do not fit, and DivergedError as `finished` does.
     """
     family = model.family
     height, width = height or family.architecture.resolution, width or family.architecture.resolution
@@ -114,4 +127,4 @@ def sample(
         start=start,
         strength=strength,
     )
-    return family.decode(latents).clamp(-1, 1)
+    return finished(family.decode(latents))

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .errors import InputError, quoted
+from .errors import InputError
+from .messages import quoted
 
 T = TypeVar("T")
 

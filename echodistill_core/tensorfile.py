@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import InputError, short
+from .errors import InputError
 from .files import replacing
+from .messages import quoted
 from .settings import nearest
 from .tensorheader import ITEM_BYTES, METADATA, FlawError, Header, parse_header
 
@@ -56,7 +57,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
                 f"tensor of a common type, not named {METADATA}; convert or rename it."
             )
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
-        raise InputError(f"the metadata for {path} are {short.repr(metadata)}; expected only text; convert them.")
+        raise InputError(f"the metadata for {path} are {quoted(metadata)}; expected only text; convert them.")
     # The widest types come first, so that every tensor is aligned to its type.
     names = sorted(sorted(tensors), key=lambda name: -_LAYOUT[_WRITTEN_AS[tensors[name].dtype]])
     header: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))}
@@ -69,7 +70,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{path} cannot hold the text {short.repr(error.object[error.start : error.end])} in its header; "
+            f"{path} cannot hold the text {quoted(error.object[error.start : error.end])} in its header; "
             "expected Unicode text; rename the file or setting that it comes from."
         ) from error
     encoded += b" " * (-len(encoded) % 8)
@@ -126,7 +127,7 @@ def read_tensors(path: Path, names: Iterable[str] | None = None, check_finite: b
     for name in wanted:
         if name not in header.tensors:
             raise InputError(
-                f"{path} has no tensor {short.repr(name)} among its {len(header.tensors)}"
+                f"{path} has no tensor {quoted(name)} among its {len(header.tensors)}"
                 f"{nearest(name, header.tensors)}; choose a file of the right kind."
             )
     try:
@@ -149,7 +150,7 @@ def _check_finite(path: Path, name: str, tensor: Tensor) -> None:
     bad = int((~torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor)).sum())
     if bad:
         raise InputError(
-            f"{path}: tensor {short.repr(name)} holds {bad} values that are NaN or infinite, of {tensor.numel()}; "
+            f"{path}: tensor {quoted(name)} holds {bad} values that are NaN or infinite, of {tensor.numel()}; "
             "expected finite numbers; download it again or take an earlier file."
         )
 

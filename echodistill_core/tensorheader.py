@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import short
+from .messages import quoted
 
 # Bytes of one element, in the order by which safetensors lays out a file (the last comes first).
 # Its 4- and 6-bit types are left out: no model here has them, and torch cannot compute with them.
@@ -60,10 +60,10 @@ def parse_header(raw: bytes, data_bytes: int) -> Header:
     """Parse and check the JSON `raw` of a file with `data_bytes` bytes after it. Raises FlawError."""
     entries = _parse_json(raw)
     if not isinstance(entries, dict):
-        raise FlawError(f"its header is {short.repr(entries)}", "a JSON object")
+        raise FlawError(f"its header is {quoted(entries)}", "a JSON object")
     metadata = entries.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FlawError(f"its metadata is {short.repr(metadata)}", "a JSON object of texts")
+        raise FlawError(f"its metadata is {quoted(metadata)}", "a JSON object of texts")
     tensors = {name: _tensor_info(name, entry) for name, entry in entries.items()}
     _check_cover(tensors, 8 + len(raw), data_bytes)
     return Header(metadata, tensors)
@@ -105,10 +105,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
-            raise FlawError(f"its header gives {short.repr(name)} twice", "each name once")
+            raise FlawError(f"its header gives {quoted(name)} twice", "each name once")
         for text in (name, value):
             if isinstance(text, str) and not text.isascii() and re.search("[\ud800-\udfff]", text):
-                raise FlawError(f"its header holds the text {short.repr(text)}", "Unicode text")
+                raise FlawError(f"its header holds the text {quoted(text)}", "Unicode text")
         result[name] = value
     return result
 
@@ -125,28 +125,24 @@ def _no_number(digits: str) -> None:
 
 
 def _tensor_info(name: str, entry: Any) -> TensorInfo:
-    tensor = f"tensor {short.repr(name)}"
+    tensor = f"tensor {quoted(name)}"
     if not isinstance(entry, dict) or set(entry) != _FIELDS:
-        raise FlawError(f"{tensor} is described by {short.repr(entry)}", f"the fields {', '.join(sorted(_FIELDS))}")
+        raise FlawError(f"{tensor} is described by {quoted(entry)}", f"the fields {', '.join(sorted(_FIELDS))}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise FlawError(f"{tensor} has the type {short.repr(dtype)}", f"one of {', '.join(ITEM_BYTES)}")
+        raise FlawError(f"{tensor} has the type {quoted(dtype)}", f"one of {', '.join(ITEM_BYTES)}")
     # type() rather than isinstance(): to Python, true is an integer.
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or any(type(n) is not int for n in shape):
-        raise FlawError(
-            f"{tensor} has the shape {short.repr(shape)}", f"a list of at most {MAX_DIMENSIONS} whole numbers"
-        )
+        raise FlawError(f"{tensor} has the shape {quoted(shape)}", f"a list of at most {MAX_DIMENSIONS} whole numbers")
     if not isinstance(offsets, list) or len(offsets) != 2 or any(type(n) is not int for n in offsets):
-        raise FlawError(f"{tensor} has the offsets {short.repr(offsets)}", "two whole numbers")
+        raise FlawError(f"{tensor} has the offsets {quoted(offsets)}", "two whole numbers")
     # Strides overflow where a tensor has a length of 0 beside huge ones, so zeros count as ones here.
     if math.prod(max(n, 1) for n in shape) * ITEM_BYTES[dtype] > MAX_INTEGER:
-        raise FlawError(f"{tensor} has the shape {short.repr(shape)}", f"at most {MAX_INTEGER} bytes")
+        raise FlawError(f"{tensor} has the shape {quoted(shape)}", f"at most {MAX_INTEGER} bytes")
     start, end = offsets
     size = math.prod(shape) * ITEM_BYTES[dtype]
     if end - start != size:
-        raise FlawError(
-            f"{tensor} takes bytes {start} to {end}", f"{size} bytes for {dtype} of shape {short.repr(shape)}"
-        )
+        raise FlawError(f"{tensor} takes bytes {start} to {end}", f"{size} bytes for {dtype} of shape {quoted(shape)}")
     return TensorInfo(dtype, tuple(shape), start, end)
 
 
@@ -156,7 +152,7 @@ def _check_cover(tensors: Mapping[str, TensorInfo], header_bytes: int, data_byte
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start != covered:
             flaw = "overlaps the one before it" if info.start < covered else "leaves a gap before it"
-            raise FlawError(f"tensor {short.repr(name)} {flaw}: it starts at byte {info.start}", f"byte {covered}")
+            raise FlawError(f"tensor {quoted(name)} {flaw}: it starts at byte {info.start}", f"byte {covered}")
         covered = info.end
     if covered != data_bytes:
         flaw = "truncated: " if covered > data_bytes else "longer than its header says: "

@@ -11,8 +11,9 @@ from comfy_api.latest import io, ui
 
 from ..echodistill_core.adapter.file import read_adapter
 from ..echodistill_core.cli.facts import adapter_facts, lines
-from ..echodistill_core.errors import InputError, quoted
+from ..echodistill_core.errors import InputError
 from ..echodistill_core.files import replacing
+from ..echodistill_core.messages import quoted
 from .bridge.adapters import ROLES, UNLINKED, adapter_file, adapter_inputs, check_name, file_state
 from .bridge.progress import say
 from .bridge.sockets import AdapterFiles, AdapterSocket

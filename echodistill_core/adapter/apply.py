@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, plain
+from ..errors import InputError
+from ..messages import listed, shortened
 from ..models.family import Denoiser, Family
-from ..models.fingerprint import differing_blocks, some_of
+from ..models.fingerprint import differing_blocks
 from ..models.text import TextEncoder
 from .file import Adapter
 
@@ -139,7 +140,7 @@ def other_layers(adapter: Adapter, blocks: Mapping[str, str]) -> str:
         return ""
     return (
         f"{adapter.origin} was trained on a model with the same cross-attention but other weights in "
-        f"{len(differing)} of {len(blocks)} blocks ({some_of(differing)}), so its subject may look different; for the "
+        f"{len(differing)} of {len(blocks)} blocks ({listed(differing)}), so its subject may look different; for the "
         f"pictures of training use its own base model ({adapter.base_model}), without a LoRA"
     )
 
@@ -167,7 +168,7 @@ def check_base(adapter: Adapter, found: Mapping[str, str], model: str, remedy: s
         if adapter.metadata[key] != fingerprint:
             raise InputError(
                 f"{adapter.origin} was trained on another base model ({adapter.base_model}, fingerprint "
-                f"{plain(adapter.metadata[key])}) than this {what[key]} (fingerprint {fingerprint}); {remedy}."
+                f"{shortened(adapter.metadata[key])}) than this {what[key]} (fingerprint {fingerprint}); {remedy}."
             )
 
 

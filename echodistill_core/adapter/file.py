@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import __version__
-from ..errors import InputError, plain, quoted
+from ..errors import InputError
+from ..messages import quoted, shortened
 from ..models import layout
 from ..models.architectures import Architecture
 from ..models.family import Family
@@ -69,7 +70,7 @@ class Adapter:
     @property
     def base_model(self) -> str:
         """The name of the checkpoint that it was trained on, for messages."""
-        return plain(self.metadata.get("base_model", "unknown"))
+        return shortened(self.metadata.get("base_model", "unknown"))
 
     @property
     def base_blocks(self) -> dict[str, str]:
@@ -96,7 +97,7 @@ class Adapter:
         if unknown:
             raise InputError(
                 f"{self.origin} has {len(unknown)} tensors without a place in this model, the first is "
-                f"{plain(unknown[0])}; it was trained on another base model ({self.base_model})."
+                f"{shortened(unknown[0])}; it was trained on another base model ({self.base_model})."
             )
         return {to_diffusers[n]: d for n, d in deltas.items()}
 
@@ -193,7 +194,7 @@ def read_adapter(path: str | Path) -> Adapter:
             )
         if info.dtype not in FLOAT_TYPES:
             raise InputError(
-                f"{path}: tensor {plain(name)} is of type {info.dtype}; expected one of {', '.join(FLOAT_TYPES)}."
+                f"{path}: tensor {shortened(name)} is of type {info.dtype}; expected one of {', '.join(FLOAT_TYPES)}."
             )
     tokens = [name for name in TOKEN_KEYS if name in header.tensors]
     if len(tokens) != 1:
@@ -203,7 +204,7 @@ def read_adapter(path: str | Path) -> Adapter:
     rows_shape = header.tensors[tokens[0]].shape
     vectors = metadata.get("vectors", "1")
     if len(rows_shape) != 2 or str(rows_shape[0]) != vectors:
-        raise InputError(f"{path}: {tokens[0]} has shape {rows_shape}; expected ({plain(vectors)}, text width).")
+        raise InputError(f"{path}: {tokens[0]} has shape {rows_shape}; expected ({shortened(vectors)}, text width).")
     tensors = {n: t.float() for n, t in read_tensors(path, check_finite=True).items()}
     rows = tensors.pop(tokens[0])
     deltas = {_parameter(n): t for n, t in tensors.items() if n.endswith((".diff", ".diff_b"))}
@@ -211,7 +212,7 @@ def read_adapter(path: str | Path) -> Adapter:
     twice = sorted(deltas.keys() & factors.keys())
     if twice:
         raise InputError(
-            f"{path} changes {plain(twice[0])} twice, by a difference and by a low-rank pair; expected one."
+            f"{path} changes {shortened(twice[0])} twice, by a difference and by a low-rank pair; expected one."
         )
     return Adapter(
         rows=rows,
@@ -232,14 +233,14 @@ def _factors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tenso
     result = {}
     for name, up in tensors.items():
         if name.endswith(".lora_down.weight") and name.replace("lora_down", "lora_up") not in tensors:
-            raise InputError(f"{path}: {plain(name)} has no lora_up beside it; the file is incomplete.")
+            raise InputError(f"{path}: {shortened(name)} has no lora_up beside it; the file is incomplete.")
         if not name.endswith(".lora_up.weight"):
             continue
         module = name.removesuffix(".lora_up.weight")
         down = tensors.get(f"{module}.lora_down.weight")
         if down is None or up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
             raise InputError(
-                f"{path}: {plain(module)} has no matching pair of lora_up and lora_down; the file is incomplete."
+                f"{path}: {shortened(module)} has no matching pair of lora_up and lora_down; the file is incomplete."
             )
         result[module.removeprefix(PREFIX) + ".weight"] = (up, down)
     return result

@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
+from ..messages import shortened
 from . import jpeg, png, profiles
 from .contents import HEAD, RAW, Content, recognise
-from .printable import shown
 
 MAX_PIXELS = 64_000_000  # of one image. Below Pillow's MAX_IMAGE_PIXELS, which some programs lift; this one stays.
 MIN_SIDE = 64  # pixels. A smaller picture would be enlarged eightfold or more, and the model would learn the blur.
@@ -50,7 +50,7 @@ class UnusableError(InputError):
     """
 
     def __init__(self, path: Path, reason: str, message: str = "") -> None:
-        super().__init__(message or f"photograph {shown(path)} could not be read: {reason}.")
+        super().__init__(message or f"photograph {shortened(path)} could not be read: {reason}.")
         self.path = path
         self.reason = reason
 
@@ -122,7 +122,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise UnusableError(
             path,
             f"it is {width}x{height} pixels; expected at least {MIN_SIDE} on each side",
-            f"photograph {shown(path)} is {width}x{height} pixels; expected at least {MIN_SIDE} on each side: "
+            f"photograph {shortened(path)} is {width}x{height} pixels; expected at least {MIN_SIDE} on each side: "
             "use a larger picture, or take this one out.",
         )
 
@@ -132,7 +132,7 @@ def _too_large(path: Path, pixels: str) -> UnusableError:
     return UnusableError(
         path,
         f"it has {pixels} pixels; expected at most {limit:,}",
-        f"photograph {shown(path)} has {pixels} pixels; expected at most {limit:,}: make it smaller.",
+        f"photograph {shortened(path)} has {pixels} pixels; expected at most {limit:,}: make it smaller.",
     )
 
 
@@ -254,5 +254,5 @@ def _reason(path: Path, content: Content | None, error: Exception) -> str:
         return "there is not enough memory to decode it"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror  # the system's own words: permission denied, input/output error
-    reason = shown(error).rstrip(".") or type(error).__name__
+    reason = shortened(error).rstrip(".") or type(error).__name__
     return reason if isinstance(error, ValueError) else f"it is damaged or cut off ({reason})"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..messages import shortened
 from .contents import HEAD, RAW, Content, recognise
 from .decoding import FORMATS, RAW_SUFFIXES, readable_suffixes
-from .printable import shown
 
 # Photographs to a user, whether or not Pillow knows them: they are named when they cannot be read, not skipped.
 UNDECODED_SUFFIXES = frozenset({".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2"})
@@ -46,7 +46,9 @@ def look(source: str | Path | Sequence[str | Path]) -> list[Found]:
         for path in paths:
             _check_file(path)
     except OSError as error:  # a folder that may not be read, a name longer than the system allows
-        raise InputError(f"the photographs at {shown(error.filename)} cannot be reached: {error.strerror}.") from error
+        raise InputError(
+            f"the photographs at {shortened(error.filename)} cannot be reached: {error.strerror}."
+        ) from error
     return [Found(path) for path in paths]
 
 
@@ -68,7 +70,7 @@ def why_not_a_file(path: Path) -> str:
     except OSError as error:
         if error.errno == errno.ELOOP:
             return "it is a link that leads to itself"
-    return f"it is a link to {shown(path.readlink())}, which does not exist"
+    return f"it is a link to {shortened(path.readlink())}, which does not exist"
 
 
 def _photographs_in(folder: Path) -> list[Found]:
@@ -89,7 +91,7 @@ def _photographs_in(folder: Path) -> list[Found]:
         files = sum(not path.is_dir() for path in entries)
         holds = f"holds {files} files, none of them an image" if files else "is empty"
         raise InputError(
-            f"folder {shown(folder)} {holds}; put JPEG or PNG photographs into it (subfolders are not searched)."
+            f"folder {shortened(folder)} {holds}; put JPEG or PNG photographs into it (subfolders are not searched)."
         )
     return sorted(found, key=lambda entry: _natural_key(entry.path))
 
@@ -122,7 +124,7 @@ def _check_file(path: Path) -> None:
     reason = why_not_a_file(path)
     if not reason:
         return
-    name = shown(path)
+    name = shortened(path)
     if path.is_dir():
         raise InputError(f"{name} in the list of photographs is a folder; list its files, or give the folder alone.")
     if path.exists():

@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import InputError
+from ..messages import shortened
 from .decoding import MAX_PIXELS as MAX_PIXELS
 from .decoding import MIN_SIDE as MIN_SIDE
 from .decoding import UnusableError, decode
 from .finding import look, why_not_a_file
-from .printable import shown
 
 CROPS = ("center", "squash")
 
@@ -60,7 +60,7 @@ def load_photograph(path: str | Path) -> Photograph:
     """
     photograph, notes = _load(Path(path))
     if notes:
-        warnings.warn(f"about photograph {shown(path)}: {'; '.join(notes)}.", stacklevel=2)
+        warnings.warn(f"about photograph {shortened(path)}: {'; '.join(notes)}.", stacklevel=2)
     return photograph
 
 
@@ -91,13 +91,13 @@ def load_photographs(source: str | Path | Sequence[str | Path], limit: int = 0) 
         photographs.append(photograph)
         read.append(entry.path)
         for note in filter(None, [entry.note, *remarks]):
-            notes.setdefault(note, []).append(shown(photograph.name, 100))
+            notes.setdefault(note, []).append(shortened(photograph.name, 100))
         if len(photographs) == limit:
             break
     if not photographs:
         raise _none_usable(source, left_out)
     for first, again in _duplicates(read):
-        notes.setdefault(f"the same bytes as {shown(first.name, 100)}", []).append(shown(again.name, 100))
+        notes.setdefault(f"the same bytes as {shortened(first.name, 100)}", []).append(shortened(again.name, 100))
     if left_out:
         warnings.warn(f"photographs left out because they could not be used: {_named(left_out)}.", stacklevel=2)
     if notes:
@@ -154,10 +154,10 @@ def _duplicates(paths: list[Path]) -> list[tuple[Path, Path]]:
 def _none_usable(source: str | Path | Sequence[str | Path], left_out: list[UnusableError]) -> InputError:
     if len(left_out) == 1:
         return left_out[0]
-    where = f"in {shown(source)}" if isinstance(source, (str, Path)) else "of the list"
+    where = f"in {shortened(source)}" if isinstance(source, (str, Path)) else "of the list"
     return InputError(f"not one photograph {where} can be used: {_named(left_out)}; save them as JPEG or PNG.")
 
 
 def _named(left_out: list[UnusableError]) -> str:
     """Files and why each was left out, as a part of a sentence."""
-    return "; ".join(f"{shown(error.path.name, 100)} ({error.reason})" for error in left_out)
+    return "; ".join(f"{shortened(error.path.name, 100)} ({error.reason})" for error in left_out)

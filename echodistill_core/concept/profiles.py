@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, features
 
-from .printable import shown
+from ..messages import shortened
 
 # The colour space in a profile's header to the modes that it describes.
 _MODES = {"RGB": ("RGB", "RGBA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",)}
@@ -33,11 +33,11 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = source.profile.xcolor_space.strip()
-        name = shown(ImageCms.getProfileDescription(source).strip() or "without a name", 60)
+        name = shortened(ImageCms.getProfileDescription(source).strip() or "without a name", 60)
         if space == "RGB" and image.mode in ("L", "LA") and _is_srgb(source):
             return image, ""  # equal parts of sRGB's red, green and blue are the same grey
         if image.mode not in _MODES.get(space, ()):
-            kind = shown(space, 10)
+            kind = shortened(space, 10)
             return image, f"its colour profile ({name}) was ignored: it is for {kind}, and the picture is {image.mode}"
         if space == "RGB" and _is_srgb(source):
             return image, ""

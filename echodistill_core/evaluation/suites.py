@@ -14,8 +14,9 @@ import diffusers
 import torch
 import transformers
 
-from ..errors import InputError, quoted
+from ..errors import InputError
 from ..files import write_json
+from ..messages import quoted
 from ..miniature.concepts import CONCEPTS, DEVELOPMENT, EVALUATION
 from ..miniature.world import CONTEXTS
 from ..models.embedded import FOLDER, MANIFEST, sha256

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError, quoted
+from ..errors import InputError
+from ..messages import quoted
 from .paper import REFERENCES, TABLES, TRIALS, Figure, Ordering, Table, figure_of, orderings, title_of
 from .statistics import Estimate, between_seeds, over_cells, over_concepts, paired_difference
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
+from ..messages import shortened
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -257,4 +258,8 @@ def looks_like(shapes: Shapes) -> str:
         return "a text encoder alone"
     if has("decoder.conv_in") or has("decoder.mid"):
         return "a VAE alone"
-    return f"no model known here ({len(names)} tensors, the first named {names[0]!r})" if names else "an empty file"
+    return (
+        f"no model known here ({len(names)} tensors, the first named {shortened(repr(names[0]))})"
+        if names
+        else "an empty file"
+    )

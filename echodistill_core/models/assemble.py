@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -11,27 +12,40 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..errors import InputError
+from ..messages import shortened
 from .architectures import Architecture, looks_like, shapes_of
 
 StateDict = Mapping[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
 
+@contextmanager
+def _building(architecture: Architecture, part: str) -> Iterator[None]:
+    try:
+        with torch.device("meta"):
+            yield
+    except Exception as error:  # the libraries raise whatever their constructors do
+        raise InputError(
+            f"no {part} can be built from the configuration of {shortened(architecture.name)} ({shortened(error)}); "
+            "download the checkpoint again or choose another."
+        ) from error
+
+
 def empty_unet(architecture: Architecture) -> UNet2DConditionModel:
     """The UNet on the meta device, without weights."""
-    with torch.device("meta"):
+    with _building(architecture, "unet"):
         return UNet2DConditionModel.from_config(architecture.unet)
 
 
 def empty_vae(architecture: Architecture) -> AutoencoderKL:
     """The VAE on the meta device, without weights."""
-    with torch.device("meta"):
+    with _building(architecture, "vae"):
         return AutoencoderKL.from_config(architecture.vae)
 
 
 def empty_text_encoder(architecture: Architecture) -> CLIPTextModel:
     """The text encoder on the meta device, without weights, its position buffer in place."""
-    with torch.device("meta"):
+    with _building(architecture, "text_encoder"):
         model = CLIPTextModel(CLIPTextConfig.from_dict(architecture.text_encoder))
     # position_ids is no part of a state dictionary, so it would stay on the meta device and give wrong features.
     embeddings = getattr(model, "text_model", model).embeddings
@@ -43,7 +57,7 @@ def empty_text_encoder(architecture: Architecture) -> CLIPTextModel:
 def assemble(module: Module, tensors: StateDict, origin: str) -> Module:
     """Give a module on the meta device these tensors, without copying them.
 
-    Raises InputError naming the first tensor that is missing, superfluous or of another shape.
+    Raises InputError naming the first tensor that is missing, superfluous, of another shape or of an integer type.
     """
     expected = module.state_dict()
     # transformers before version 5 writes text_model. before every name of a CLIPTextModel.
@@ -56,15 +70,20 @@ def assemble(module: Module, tensors: StateDict, origin: str) -> Module:
     if missing or unexpected:
         raise InputError(
             f"{origin} does not fit its architecture: {len(missing)} tensors are missing"
-            f"{f' (the first is {missing[0]})' if missing else ''} and {len(unexpected)} are superfluous"
-            f"{f' (the first is {unexpected[0]})' if unexpected else ''}; it looks like "
+            f"{f' (the first is {shortened(missing[0])})' if missing else ''} and {len(unexpected)} are superfluous"
+            f"{f' (the first is {shortened(unexpected[0])})' if unexpected else ''}; it looks like "
             f"{looks_like(shapes_of(tensors))}. Download the checkpoint again or choose another."
         )
     for name, like in expected.items():
         if given[name].shape != like.shape:
             raise InputError(
-                f"{origin}: tensor {name} has shape {tuple(given[name].shape)}; expected {tuple(like.shape)}. "
-                "It belongs to another architecture."
+                f"{origin}: tensor {name} has shape {shortened(tuple(given[name].shape))}; expected "
+                f"{tuple(like.shape)}. It belongs to another architecture."
+            )
+        if like.is_floating_point() and not given[name].is_floating_point():
+            raise InputError(
+                f"{origin}: tensor {name} has the type {given[name].dtype}; expected floating-point numbers; it may be "
+                "quantised: take the checkpoint without quantisation."
             )
     module.load_state_dict(given, assign=True)
     return module

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from ..diffusion import NoiseSchedule
+from ..diffusion import PREDICTION_TYPES, NoiseSchedule
 from ..errors import InputError
-from ..tensorfile import read_tensors
+from ..messages import shortened
+from ..tensorfile import read_header, read_tensors
 from . import layout
 from .architectures import SD1, SD2, Architecture, looks_like, match, shapes_of
 from .assemble import StateDict, empty_unet, empty_vae
+from .parts import Names, modern_vae, names_in, read_names, text_alone
+from .quantized import dequantized, refuse_quantized_config
+from .schedules import schedule_of
+from .stated import Stated, settled, stated_in
 from .text import load_tokenizer
+from .unread import unread_warnings
+from .weightfiles import read_config, weights_in
 
 Source = str | Path | Mapping[str, Any]
+
+__all__ = ["Checkpoint", "Source", "read_checkpoint", "schedule_of", "weights_in"]
 
 # Standard deviation that tells SD 2.x v-prediction from epsilon in a file that does not say: the published 768-v
 # checkpoint is above, the 512-base and Turbo ones below. ComfyUI decides by the same tensor and number.
@@ -32,7 +39,11 @@ LATENT_CHANNELS = (4, 8)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source's tensors in diffusers' names, not yet networks. `text_encoder` and `vae` may be empty."""
+    """A source's tensors in diffusers' names, not yet networks. `text_encoder` and `vae` may be empty.
+
+    warnings: sentences on what the source holds beside or against what is read. names: of each part, what the source
+    calls its tensors where that is another name, for messages.
+    """
 
     origin: str
     architecture: Architecture
@@ -41,42 +52,48 @@ class Checkpoint:
     vae: StateDict
     schedule: NoiseSchedule
     tokenizer: CLIPTokenizer | None = None
+    warnings: tuple[str, ...] = ()
+    names: Mapping[str, Names] = field(default_factory=dict, repr=False)
 
 
 def read_checkpoint(
     source: Source, *, prediction: str = "auto", architecture: Architecture | None = None, origin: str = ""
 ) -> Checkpoint:
-    """Read one source.
+    """Read one source. Tensors' values are looked at only where they have to be multiplied with their scales.
 
     source: a diffusers folder; a `.safetensors` file in the original layout; a mapping of tensors in that layout; or a
         mapping with `unet` and, as far as they are there, `text_encoder` and `vae`, each a mapping of tensors in
         diffusers' or the original names.
     prediction: "auto", or what the UNet predicts (diffusion.PREDICTION_TYPES) where the source is known to be wrong.
     architecture: for tensors of sizes of one's own; otherwise found by the tensors' shapes.
-    Raises InputError for anything else, saying what it looks like.
+    Raises InputError for anything else, saying what it looks like, for a noise schedule from which the prediction gives
+    no image, for quantised weights other than 8-bit floats, and for one tensor with two values.
     """
+    if prediction != "auto" and prediction not in PREDICTION_TYPES:
+        raise InputError(
+            f"prediction type {shortened(repr(prediction))} is unknown; expected one of {', '.join(PREDICTION_TYPES)}."
+        )
     if isinstance(source, Mapping):
+        origin = origin or "the given tensors"
         if "unet" in source:
-            checkpoint = _from_parts(source, architecture, origin or "the given tensors")
-        else:
-            checkpoint = _from_original(source, architecture, origin or "the given tensors")
-    else:
-        path = Path(source)
-        if path.is_dir():
-            checkpoint = _from_folder(path)
-        elif path.is_file():
-            checkpoint = _from_original(read_tensors(path), architecture, str(path))
-        else:
-            raise InputError(f"checkpoint {path} does not exist; expected a diffusers folder or a .safetensors file.")
-    if prediction != "auto":
-        schedule = NoiseSchedule(checkpoint.schedule.alphas_cumprod, prediction)
-        checkpoint = replace(checkpoint, schedule=schedule)
-    return checkpoint
+            return _from_parts(source, architecture, origin, prediction)
+        return _from_original(source, {}, architecture, origin, prediction)
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path, prediction)
+    if path.is_file():
+        return _from_original(read_tensors(path), read_header(path).metadata, architecture, str(path), prediction)
+    raise InputError(f"checkpoint {path} does not exist; expected a diffusers folder or a .safetensors file.")
 
 
-def schedule_of(scheduler: Mapping[str, Any], prediction: str) -> NoiseSchedule:
-    """The noise schedule of a diffusers scheduler's configuration, under which a UNet predicts `prediction`."""
-    return NoiseSchedule(DDPMScheduler.from_config(dict(scheduler)).alphas_cumprod, prediction)
+def _schedule(
+    architecture: Architecture, stated: Stated, guess: str, asked: str, origin: str
+) -> tuple[NoiseSchedule, list[str]]:
+    """The schedule of a source without a scheduler's configuration, and warnings of contradictions."""
+    prediction, warnings = settled(stated, guess, asked, origin)
+    zero_snr = {"rescale_betas_zero_snr": True} if stated.zero_snr else {}
+    where = f"{origin} ({stated.where})" if stated.where else origin
+    return schedule_of({**architecture.scheduler, **zero_snr}, prediction, where), warnings
 
 
 def _guess_prediction(unet: StateDict, architecture: Architecture) -> str:
@@ -105,127 +122,85 @@ def _original_architecture(unet: StateDict, everything: StateDict, origin: str) 
     return match(shapes, origin)
 
 
-def _from_original(tensors: StateDict, architecture: Architecture | None, origin: str) -> Checkpoint:
-    own = _strip(tensors, layout.UNET_PREFIX)
-    if not own:
+def _from_original(
+    tensors: StateDict, metadata: Mapping[str, str], architecture: Architecture | None, origin: str, asked: str
+) -> Checkpoint:
+    if not any(n.startswith(layout.UNET_PREFIX) for n in tensors):
         raise InputError(
             f"{origin} is no checkpoint in Stable Diffusion's original layout: it looks like "
             f"{looks_like(shapes_of(tensors))}; expected the single file of a whole Stable Diffusion 1.5, 2.1 or Turbo."
         )
-    architecture = architecture or _original_architecture(own, tensors, origin)
-    unet_map = layout.unet_names(empty_unet(architecture).state_dict(), architecture)
-    vae_map = layout.vae_names(empty_vae(architecture).state_dict(), architecture)
-    unet = layout.from_original(tensors, unet_map, layout.UNET_PREFIX)
+    tensors = dequantized(tensors, metadata, origin)
+    architecture = architecture or _original_architecture(_strip(tensors, layout.UNET_PREFIX), tensors, origin)
+    unet_names = names_in(
+        tensors, layout.unet_names(empty_unet(architecture).state_dict(), architecture), layout.UNET_PREFIX
+    )
+    vae_names = names_in(
+        tensors, layout.vae_names(empty_vae(architecture).state_dict(), architecture), layout.VAE_PREFIX
+    )
+    text_in = layout.text_in(tensors)
+    text, text_names = layout.text_tensors(tensors, text_in, architecture, origin)
+    unet = layout.from_original(tensors, unet_names, "")
+    marks = {n.removeprefix(layout.UNET_PREFIX) for n in tensors}
+    guess = _guess_prediction(unet, architecture)
+    schedule, warnings = _schedule(architecture, stated_in(metadata, marks, origin), guess, asked, origin)
+    layers = architecture.text_encoder["num_hidden_layers"]
+    used = {*unet_names.values(), *vae_names.values(), *read_names(text_in, layers)}
     return Checkpoint(
         origin=origin,
         architecture=architecture,
         unet=unet,
-        text_encoder=layout.text_from_original(tensors, architecture),
-        vae=layout.from_original(tensors, vae_map, layout.VAE_PREFIX),
-        schedule=schedule_of(architecture.scheduler, _guess_prediction(unet, architecture)),
+        text_encoder=text,
+        vae=layout.from_original(tensors, vae_names, ""),
+        schedule=schedule,
+        warnings=(*warnings, *unread_warnings(tensors, used, layers, origin)),
+        names={"unet": unet_names, "text_encoder": text_names, "vae": vae_names},
     )
 
 
-def _from_parts(parts: Mapping[str, Any], architecture: Architecture | None, origin: str) -> Checkpoint:
-    unet = dict(parts["unet"])
+def _from_parts(parts: Mapping[str, Any], architecture: Architecture | None, origin: str, asked: str) -> Checkpoint:
+    unet: StateDict = dequantized(parts["unet"], {}, origin)
+    marks = stated_in({}, unet, origin)
     original = "input_blocks.0.0.weight" in unet
     if architecture is None:
         architecture = _original_architecture(unet, unet, origin) if original else match(shapes_of(unet), origin)
+    names: dict[str, Names] = {}
+    warnings = []
+    layers = architecture.text_encoder["num_hidden_layers"]
     if original:
-        unet = layout.from_original(unet, layout.unet_names(empty_unet(architecture).state_dict(), architecture), "")
-    vae = dict(parts.get("vae") or {})
+        names["unet"] = names_in(unet, layout.unet_names(empty_unet(architecture).state_dict(), architecture), "")
+        warnings += unread_warnings(unet, set(names["unet"].values()), layers, f"UNet of {origin}")
+        unet = layout.from_original(unet, names["unet"], "")
+    vae: StateDict = dequantized(parts.get("vae") or {}, {}, origin)
     if any(n.startswith("encoder.down.") for n in vae):
-        vae = layout.from_original(vae, layout.vae_names(empty_vae(architecture).state_dict(), architecture), "")
+        names["vae"] = names_in(vae, layout.vae_names(empty_vae(architecture).state_dict(), architecture), "")
+        warnings += unread_warnings(vae, set(names["vae"].values()), layers, f"VAE of {origin}")
+        vae = layout.from_original(vae, names["vae"], "")
     else:
-        vae = _modern_vae(vae)
+        vae, names["vae"] = modern_vae(vae, origin)
+    given = dequantized(parts.get("text_encoder") or {}, {}, origin)
+    text, names["text_encoder"], more = text_alone(given, architecture, f"text encoder of {origin}")
+    schedule, said = _schedule(architecture, marks, _guess_prediction(unet, architecture), asked, origin)
     return Checkpoint(
         origin=origin,
         architecture=architecture,
         unet=unet,
-        text_encoder=_clean_text(dict(parts.get("text_encoder") or {}), architecture),
+        text_encoder=text,
         vae=vae,
-        schedule=schedule_of(architecture.scheduler, _guess_prediction(unet, architecture)),
+        schedule=schedule,
+        warnings=(*said, *warnings, *more),
+        names=names,
     )
 
 
-def _clean_text(text: StateDict, architecture: Architecture) -> dict[str, Tensor]:
-    """Text tensors under transformers 5's names, without the layers and heads that the UNet does not read."""
-    if any(n.startswith("transformer.resblocks.") for n in text):
-        return layout.text_from_original({layout.OPEN_CLIP_PREFIX + n: t for n, t in text.items()}, architecture)
-    layers = architecture.text_encoder["num_hidden_layers"]
-    result = {}
-    for name, tensor in text.items():
-        bare = name.removeprefix("text_model.")
-        if bare.startswith("encoder.layers.") and int(bare.split(".")[2]) >= layers:
-            continue
-        if bare.startswith(("embeddings.", "encoder.", "final_layer_norm.")) and not bare.endswith("position_ids"):
-            result[bare] = tensor
-    return result
-
-
-# What diffusers called the VAE's attention when the published folders were written.
-_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def _modern_vae(vae: StateDict) -> dict[str, Tensor]:
-    """VAE tensors under diffusers' present names; the published folders' attention has its names of 2022."""
-    result = {}
-    for name, tensor in vae.items():
-        head, _, leaf = name.rpartition(".")
-        head, _, last = head.rpartition(".")
-        modern = _OLD_VAE_ATTENTION.get(last) if ".attentions." in name else None
-        if modern is None:
-            result[name] = tensor
-        else:
-            result[f"{head}.{modern}.{leaf}"] = tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
-    return result
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; expected a whole diffusers folder, download it again.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); download it again.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} holds no JSON object; download it again.")
-    return config
-
-
-def weights_in(folder: Path) -> dict[str, Tensor]:
-    """The tensors of one network's folder: one safetensors file, its fp16 variant, or shards with an index.
-
-    Raises InputError where there is none, or pickles only.
-    """
-    for stem in ("diffusion_pytorch_model", "model"):
-        for variant in ("", ".fp16"):
-            if (folder / f"{stem}{variant}.safetensors").is_file():
-                return read_tensors(folder / f"{stem}{variant}.safetensors")
-            index = folder / f"{stem}.safetensors.index{variant}.json"
-            if index.is_file():
-                try:
-                    shards = sorted({str(shard) for shard in _read_config(index)["weight_map"].values()})
-                except (KeyError, AttributeError):
-                    raise InputError(f"{index} names no shards (weight_map); download the checkpoint again.") from None
-                return {n: t for shard in shards for n, t in read_tensors(folder / Path(shard).name).items()}
-    pickles = sorted(p.name for p in folder.glob("*.bin"))
-    if pickles:
-        raise InputError(
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when opened; convert them to "
-            ".safetensors, for instance with save_pretrained(safe_serialization=True) on a machine you can spare."
-        )
-    raise InputError(f"{folder} holds no .safetensors weights; download the checkpoint again.")
-
-
-def _from_folder(folder: Path) -> Checkpoint:
+def _from_folder(folder: Path, asked: str) -> Checkpoint:
     if not (folder / "unet").is_dir():
         raise InputError(
             f"folder {folder} is no diffusers checkpoint: it has no subfolder unet; expected unet, vae, text_encoder "
             "and scheduler, or the path of a single .safetensors file."
         )
-    unet_config = _read_config(folder / "unet" / "config.json")
-    unet = weights_in(folder / "unet")
+    unet_config = _network_config(folder / "unet")
+    unet = dequantized(weights_in(folder / "unet"), {}, str(folder / "unet"))
     kind = unet_config.get("_class_name", "UNet2DConditionModel")
     if (
         kind != "UNet2DConditionModel"
@@ -234,12 +209,16 @@ def _from_folder(folder: Path) -> Checkpoint:
     ):
         raise InputError(
             f"{folder} is no SD 1.x or SD 2.x checkpoint: it looks like "
-            f"{looks_like(shapes_of(unet))} ({kind}); expected Stable Diffusion 1.5, 2.1 or Turbo (not SDXL)."
+            f"{looks_like(shapes_of(unet))} ({shortened(kind)}); expected Stable Diffusion 1.5, 2.1 or Turbo (not "
+            "SDXL)."
         )
+    side = _count(unet_config, "sample_size", 64, folder / "unet")
     has_text, has_vae = (folder / "text_encoder").is_dir(), (folder / "vae").is_dir()
-    scheduler = _read_config(folder / "scheduler" / "scheduler_config.json")
+    scheduler_path = folder / "scheduler" / "scheduler_config.json"
+    scheduler = read_config(scheduler_path)
     tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
-    text_config = _read_config(folder / "text_encoder" / "config.json") if has_text else {}
+    text_config = _network_config(folder / "text_encoder") if has_text else {}
+    _count(text_config, "num_hidden_layers", 12, folder / "text_encoder")
     if tokenizer is not None:
         pad_with_end = tokenizer.pad_token_id == tokenizer.eos_token_id
     else:
@@ -248,20 +227,45 @@ def _from_folder(folder: Path) -> Checkpoint:
         name=folder.name,
         unet=_without_private(unet_config),
         text_encoder={**CLIPTextConfig().to_dict(), **text_config},
-        vae=_without_private(_read_config(folder / "vae" / "config.json")) if has_vae else {},
-        resolution=int(unet_config.get("sample_size", 64)) * 8,
+        # With the class's name, which says whether it is a VAE that is known here.
+        vae=_network_config(folder / "vae") if has_vae else {},
+        resolution=side * 8,
         pad_with_end=pad_with_end,
         scheduler=scheduler,
     )
+    stated = Stated(scheduler.get("prediction_type", "epsilon"), str(scheduler_path))
+    prediction, warnings = settled(stated, None, asked, str(folder))
+    given = dequantized(weights_in(folder / "text_encoder"), {}, str(folder / "text_encoder")) if has_text else {}
+    text, text_names, more = text_alone(given, architecture, f"text encoder of {folder}")
+    vae = dequantized(weights_in(folder / "vae"), {}, str(folder / "vae")) if has_vae else {}
+    vae, vae_names = modern_vae(vae, str(folder / "vae"))
     return Checkpoint(
         origin=str(folder),
         architecture=architecture,
         unet=unet,
-        text_encoder=_clean_text(weights_in(folder / "text_encoder"), architecture) if has_text else {},
-        vae=_modern_vae(weights_in(folder / "vae")) if has_vae else {},
-        schedule=schedule_of(scheduler, scheduler.get("prediction_type", "epsilon")),
+        text_encoder=text,
+        vae=vae,
+        schedule=schedule_of(scheduler, prediction, str(scheduler_path)),
         tokenizer=tokenizer,
+        warnings=(*warnings, *more),
+        names={"text_encoder": text_names, "vae": vae_names},
     )
+
+
+def _network_config(folder: Path) -> dict[str, Any]:
+    config = read_config(folder / "config.json")
+    refuse_quantized_config(config, str(folder / "config.json"))
+    return config
+
+
+def _count(config: Mapping[str, Any], name: str, default: int, folder: Path) -> int:
+    value = config.get(name, default)
+    if type(value) is not int or value < 1:
+        raise InputError(
+            f"{folder / 'config.json'}: {name} is {shortened(repr(value))}; expected a whole number of at least 1, "
+            f"for instance {default}; correct it."
+        )
+    return value
 
 
 def _without_private(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Values are rounded to half precision, so that a model's float32 file and its flo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -53,13 +53,6 @@ def block_fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def differing_blocks(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """The blocks whose fingerprints differ, or that only one of the two has."""
     return sorted(block for block in {*there, *here} if there.get(block) != here.get(block))
-
-
-def some_of(names: Iterable[str], most: int = 4) -> str:
-    """The first names of a list in words, and how many more there are."""
-    given = list(names)
-    more = f" and {len(given) - most} more" if len(given) > most else ""
-    return f"{', '.join(given[:most])}{more}"
 
 
 def _sample(tensor: Tensor) -> Tensor:

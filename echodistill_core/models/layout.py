@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from torch import Tensor, cat
+from torch import Tensor, cat, equal
 
+from ..errors import InputError
+from ..messages import shortened
 from .architectures import Architecture
 
 UNET_PREFIX = "model.diffusion_model."
@@ -145,33 +147,99 @@ def text_to_original(text: Mapping[str, Tensor], architecture: Architecture) -> 
     return result
 
 
-def text_from_original(checkpoint: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """The inverse of `text_to_original`. Empty where the checkpoint holds no text encoder of this family.
+# Where single files keep the text encoder: Stability's trainers, ComfyUI's, and diffusers' part names.
+TEXT_ROOTS = (
+    "cond_stage_model.",
+    "conditioner.embedders.0.",
+    "text_encoders.clip_h.",
+    "text_encoders.clip_l.",
+    "text_encoder.",
+)
+_OPEN_CLIP_PARTS = {there: here for here, there in (_OPEN_CLIP_LAYER | _OPEN_CLIP_ENDS).items()}
 
-    Layers past the architecture's count (OpenCLIP's last, which SD 2.x does not read) are left out.
-    """
-    if architecture.pad_with_end:
-        return {
-            name.removeprefix(CLIP_PREFIX): tensor
-            for name, tensor in checkpoint.items()
-            if name.startswith(CLIP_PREFIX) and not name.endswith("position_ids")
-        }
-    prefixes = (OPEN_CLIP_PREFIX, SGM_OPEN_CLIP_PREFIX)
-    prefix = next((p for p in prefixes if f"{p}token_embedding.weight" in checkpoint), OPEN_CLIP_PREFIX)
-    ends = {prefix + there: here for here, there in _OPEN_CLIP_ENDS.items()}
-    result = {here: checkpoint[there] for there, here in ends.items() if there in checkpoint}
-    for layer in range(architecture.text_encoder["num_hidden_layers"]):
-        here, there = f"encoder.layers.{layer}.", f"{prefix}transformer.resblocks.{layer}."
-        for a, b in _OPEN_CLIP_LAYER.items():
-            for leaf in ("weight", "bias"):
-                if f"{there}{b}.{leaf}" in checkpoint:
-                    result[f"{here}{a}.{leaf}"] = checkpoint[f"{there}{b}.{leaf}"]
-        for leaf in ("weight", "bias"):
-            fused = checkpoint.get(f"{there}attn.in_proj_{leaf}")
-            if fused is not None:
-                for part, tensor in zip("qkv", fused.chunk(3), strict=True):
-                    result[f"{here}self_attn.{part}_proj.{leaf}"] = tensor
+
+def text_in(checkpoint: Mapping[str, Tensor]) -> dict[str, str]:
+    """The tensors below `TEXT_ROOTS`: name in the checkpoint -> name without what stands before the encoder."""
+    result = {}
+    for name in checkpoint:
+        root = next((r for r in TEXT_ROOTS if name.startswith(r)), "" if name.startswith("text_model.") else None)
+        if root is not None:
+            result[name] = bare_text_name(name.removeprefix(root))
     return result
+
+
+def bare_text_name(name: str) -> str:
+    """A text encoder's name without the modules around the encoder, in transformers' names or OpenCLIP's."""
+    bare = name.removeprefix("model.")
+    if not bare.startswith("transformer.resblocks."):
+        bare = bare.removeprefix("transformer.")
+    return bare.removeprefix("text_model.")
+
+
+def text_from_original(checkpoint: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """The inverse of `text_to_original`, from either library's names. Empty where the checkpoint has no text encoder.
+
+    Raises InputError as `text_tensors` does.
+    """
+    return text_tensors(checkpoint, text_in(checkpoint), architecture, "the checkpoint")[0]
+
+
+def text_tensors(
+    given: Mapping[str, Tensor], bare: Mapping[str, str], architecture: Architecture, origin: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A text encoder's tensors in transformers' names, and the name that each of them has in `given`.
+
+    bare: name in `given` -> name without prefixes, in transformers' names or OpenCLIP's.
+    Layers past the architecture's count (OpenCLIP's last, which SD 2.x does not read) are left out.
+    Raises InputError where one tensor is given twice, under two names, with different values.
+    """
+    tensors: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
+    for name, short in bare.items():
+        here = text_name(short, architecture.text_encoder["num_hidden_layers"])
+        if here.endswith((".in_proj_weight", ".in_proj_bias")):
+            head, _, leaf = here.rpartition(".in_proj_")
+            if given[name].ndim == 0 or given[name].shape[0] % 3:
+                raise InputError(
+                    f"{origin}: tensor {shortened(name)} has shape {shortened(tuple(given[name].shape))}; expected "
+                    "queries, keys and values below each other, three equal parts; download the checkpoint again."
+                )
+            found = {f"{head}.{q}_proj.{leaf}": t for q, t in zip("qkv", given[name].chunk(3), strict=True)}
+        else:
+            found = {here: given[name]} if here else {}
+        for key, tensor in found.items():
+            put(tensors, names, key, tensor, name, origin)
+    return tensors, names
+
+
+def put(tensors: dict[str, Tensor], names: dict[str, str], key: str, tensor: Tensor, name: str, origin: str) -> None:
+    """Set tensors[key], which the source calls `name`. Raises InputError where it has another value already."""
+    if key in tensors and (tensors[key].shape != tensor.shape or not equal(tensors[key], tensor)):
+        raise InputError(
+            f"{origin} gives one tensor twice with different values, as {shortened(names[key])} and as "
+            f"{shortened(name)}; expected one of them; take away the one that is not wanted."
+        )
+    if key not in tensors:
+        tensors[key], names[key] = tensor, name
+
+
+def text_name(bare: str, layers: int) -> str:
+    """transformers' name, "" for what is not read; OpenCLIP's joined queries, keys and values keep their last part."""
+    parts = bare.split(".")
+    open_clip = bare.startswith("transformer.resblocks.")
+    if (open_clip or bare.startswith("encoder.layers.")) and len(parts) > 3:
+        if not parts[2].isdecimal() or int(parts[2]) >= layers:
+            return ""
+        here, rest, leaf = f"encoder.layers.{parts[2]}.", ".".join(parts[3:-1]), parts[-1]
+        if open_clip and rest == "attn" and leaf in ("in_proj_weight", "in_proj_bias"):
+            return f"{here}self_attn.{leaf}"
+        if open_clip:
+            return f"{here}{_OPEN_CLIP_PARTS[rest]}.{leaf}" if rest in _OPEN_CLIP_LAYER.values() else ""
+        known = rest in _OPEN_CLIP_LAYER or rest in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        return bare if known and leaf in ("weight", "bias") else ""
+    if bare in _OPEN_CLIP_ENDS.values():
+        return _OPEN_CLIP_PARTS[bare]
+    return bare if bare in _OPEN_CLIP_ENDS else ""
 
 
 def to_original(

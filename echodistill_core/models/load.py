@@ -13,12 +13,15 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ..errors import InputError
+from ..messages import listed, shortened
 from ..tensorfile import read_tensors
 from .architectures import Architecture
-from .assemble import StateDict, assemble, empty_text_encoder, empty_unet, empty_vae
+from .assemble import Module, StateDict, assemble, empty_text_encoder, empty_unet, empty_vae
 from .checkpoint import Checkpoint, Source, read_checkpoint
 from .family import Denoiser, Family
 from .fingerprint import fingerprint, unet_fingerprint
+from .finite import check_finite
+from .latents import check_vae
 from .text import TextEncoder, clip_tokenizer
 
 
@@ -41,7 +44,8 @@ def load_family(
     with_teacher: False leaves the teacher's UNet out but still takes its text encoder, which the token belongs to.
     student_lora: a LoRA that makes the student one-step (Hyper-SD), merged into it; needs peft.
     licences: of "teacher" and "student", for the metadata of what is trained from them.
-    Raises InputError as `read_checkpoint` and `Family` do, and where neither source has a text encoder or VAE.
+    Raises InputError as `read_checkpoint` and `Family` do, where neither source has a text encoder or VAE, for a VAE of
+    other latents than the student's, and for weights in use that hold NaN or infinity.
     """
     licences = licences or {}
     s = read_checkpoint(student, prediction=student_prediction, architecture=architecture, origin="student")
@@ -53,41 +57,56 @@ def load_family(
     for what, owner in (("text_encoder", text_owner), ("vae", vae_owner)):
         if not getattr(owner, what):
             raise InputError(f"{owner.origin} holds no {what}; expected a whole checkpoint, not a UNet alone.")
-    warnings = []
+    check_vae(
+        vae_owner.architecture.vae, vae_owner.vae, s.architecture.unet["in_channels"], f"VAE of {vae_owner.origin}"
+    )
+    warnings = list(dict.fromkeys((*s.warnings, *(t.warnings if t is not None else ()))))
     if t is not None and t.text_encoder and s.text_encoder and not _same_text_encoder(t, s):
         warnings.append(
             f"the text encoders of teacher ({t.origin}) and student ({s.origin}) differ: the student will read the "
             "teacher's features, which it was not trained on, and its pictures may follow prompts less well."
         )
-    text = assemble(
-        empty_text_encoder(text_owner.architecture), text_owner.text_encoder, f"text encoder of {text_owner.origin}"
-    )
+    text = _network(text_owner, "text_encoder", empty_text_encoder(text_owner.architecture))
     tokenizer = text_owner.tokenizer or clip_tokenizer(text_owner.architecture.pad_with_end)
     teacher_denoiser = None
     if t is not None and with_teacher:
-        teacher_denoiser = _denoiser(t, None, licences.get("teacher", "unknown"))
+        teacher_denoiser = _denoiser(t, None, licences.get("teacher", "unknown"), warnings)
     return Family(
         name=name,
         architecture=s.architecture,
-        student=_denoiser(s, student_lora, licences.get("student", "unknown")),
+        student=_denoiser(s, student_lora, licences.get("student", "unknown"), warnings),
         teacher=teacher_denoiser,
         text=TextEncoder(text, tokenizer),
-        vae=assemble(empty_vae(vae_owner.architecture), vae_owner.vae, f"VAE of {vae_owner.origin}"),
+        vae=_network(vae_owner, "vae", empty_vae(vae_owner.architecture)),
         text_fingerprint=fingerprint(text_owner.text_encoder),
         warnings=warnings,
     ).freeze()
 
 
-def _denoiser(checkpoint: Checkpoint, lora: str | Path | None, licence: str) -> Denoiser:
-    unet = assemble(empty_unet(checkpoint.architecture), checkpoint.unet, f"UNet of {checkpoint.origin}")
+_CALLED = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
+
+
+def _network(checkpoint: Checkpoint, part: str, empty: Module) -> Module:
+    """One part of a checkpoint as a network. Raises InputError as `assemble` does, and for NaN and infinity."""
+    tensors: StateDict = getattr(checkpoint, part)
+    origin = f"{_CALLED[part]} of {checkpoint.origin}"
+    network = assemble(empty, tensors, origin)
+    check_finite(tensors, checkpoint.names.get(part, {}), origin)
+    return network
+
+
+def _denoiser(checkpoint: Checkpoint, lora: str | Path | None, licence: str, warnings: list[str]) -> Denoiser:
+    """The UNet with the LoRA merged. Appends to `warnings` what of the LoRA is not."""
+    unet = _network(checkpoint, "unet", empty_unet(checkpoint.architecture))
     tensors: StateDict = checkpoint.unet
     if lora is not None:
-        unet = _fuse_lora(unet, Path(lora))
+        unet = _fuse_lora(unet, Path(lora), warnings)
+        check_finite(unet.state_dict(), {}, f"UNet of {checkpoint.origin} with the LoRA {lora}")
         tensors = unet.state_dict()
     return Denoiser(unet, checkpoint.schedule, unet_fingerprint(tensors), checkpoint.origin, licence)
 
 
-def _fuse_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
+def _fuse_lora(unet: UNet2DConditionModel, path: Path, warnings: list[str]) -> UNet2DConditionModel:
     """Merge a LoRA file of any layout that diffusers reads into a copy of the UNet's weights."""
     try:
         import peft  # noqa: F401
@@ -97,14 +116,20 @@ def _fuse_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
 
     # Merging adds in place, and these tensors belong to a file or a caller.
     unet.load_state_dict({n: t.detach().clone() for n, t in unet.state_dict().items()}, assign=True)
-    given = _apply_alphas(read_tensors(path))
+    given = _apply_alphas(read_tensors(path, check_finite=True))
     try:
         tensors, alphas = StableDiffusionPipeline.lora_state_dict(given, unet_config=unet.config)
         if not any(name.startswith("unet.") for name in tensors):
             raise ValueError("it holds nothing for the UNet.")
         StableDiffusionPipeline.load_lora_into_unet(tensors, alphas, unet)
     except Exception as error:
-        raise InputError(f"LoRA {path} does not fit the student: {error}") from error
+        raise InputError(f"LoRA {path} does not fit the student: {shortened(error, 400)}") from error
+    others = [name for name in tensors if not name.startswith("unet.")]
+    if others:
+        warnings.append(
+            f"LoRA {path}: {len(others)} tensors are not for the UNet and are not merged ({listed(others)}); the text "
+            "encoder stays as it was."
+        )
     unet.fuse_lora()
     unet.unload_lora()
     return unet

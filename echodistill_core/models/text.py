@@ -18,7 +18,8 @@ from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
 from ..concept.prompts import subject
 from ..devices import sent
-from ..errors import InputError, quoted
+from ..errors import InputError
+from ..messages import quoted
 
 # A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
 _PLACEHOLDER = re.compile(r"[^\s():,|\\/\"']+")

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InputError, plain
+from ..errors import InputError
+from ..messages import shortened
 from ..tensorfile import read_header, read_tensors, write_tensors
 from .state import TrainState
 
@@ -114,7 +115,7 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
         raise InputError(f"{path} is no checkpoint of this version of EchoDistill; train again into a new folder.")
     if metadata.get("fingerprint") != fingerprint:
         raise InputError(
-            f"{path} belongs to another run (fingerprint {plain(metadata.get('fingerprint'))}, expected "
+            f"{path} belongs to another run (fingerprint {shortened(metadata.get('fingerprint'))}, expected "
             f"{fingerprint}); choose the folder that it was written in."
         )
     tensors = read_tensors(path)

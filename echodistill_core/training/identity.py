@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..concept.images import ImageSet
-from ..errors import InputError, quoted
+from ..errors import InputError
+from ..messages import quoted
 from ..models.family import Family
 from ..settings import TrainSettings, determining
 

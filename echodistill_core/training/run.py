@@ -24,8 +24,9 @@ from typing import Any
 
 from .. import __version__
 from ..concept.images import ImageSet
-from ..errors import DamagedRunError, InputError, quoted
+from ..errors import DamagedRunError, InputError
 from ..files import append_line, remove_leftovers, write_bytes, write_json, write_text
+from ..messages import quoted
 from ..models.family import Family
 from ..models.sources import ModelSources
 from ..settings import EchoSettings, TrainSettings, determining, from_options

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..sampling import denoise, draw_noise
+from ..sampling import denoise, draw_noise, finished
 from .state import TrainState
 
 
@@ -22,6 +22,7 @@ def images_of(state: TrainState, role: str, prompts: Sequence[str], seed: int, s
 
     The teacher is guided by the settings' guidance_scale, the student not at all.
     Draws from generators of its own, so looking does not change what training draws.
+    Raises DivergedError where an image is not finite.
     """
     denoiser = state.denoiser(role)
     guidance = 1.0 if role == "student" else state.settings.guidance_scale
@@ -31,5 +32,5 @@ def images_of(state: TrainState, role: str, prompts: Sequence[str], seed: int, s
         text = state.text(prompts[part], role)
         unconditional = state.unconditional(len(text)) if guidance != 1.0 else None
         latents = denoise(denoiser, noise[part], text, steps, unconditional=unconditional, guidance=guidance)
-        images.append(state.family.decode(latents).clamp(-1, 1))
+        images.append(finished(state.family.decode(latents)))
     return torch.cat(images)

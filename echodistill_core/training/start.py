@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..adapter.apply import check_fit, fitting_deltas
 from ..adapter.file import Adapter, read_adapter
-from ..errors import InputError, quoted
+from ..errors import InputError
+from ..messages import quoted
 from ..models import layout
 from ..models.family import Denoiser, Family
 from ..settings import TrainSettings

@@ -13,7 +13,8 @@ import folder_paths
 
 from ...echodistill_core.adapter.file import FORMAT
 from ...echodistill_core.concept.photographs import find_photographs
-from ...echodistill_core.errors import InputError, quoted
+from ...echodistill_core.errors import InputError
+from ...echodistill_core.messages import quoted
 from ...echodistill_core.tensorfile import read_header
 
 NONE = "none"

@@ -10,7 +10,6 @@ from PIL import Image
 
 from echodistill_core.concept import finding
 from echodistill_core.concept.photographs import find_photographs, load_photograph, load_photographs
-from echodistill_core.concept.printable import shown
 from echodistill_core.errors import InputError
 
 
@@ -68,7 +67,7 @@ def test_missing_paths(tmp_path):
 
 
 def test_a_name_longer_than_systems_allow(tmp_path):
-    with pytest.raises(InputError, match=r"x{99}"):
+    with pytest.raises(InputError, match=r"x{90}"):
         find_photographs(tmp_path / ("x" * 5000))
 
 
@@ -212,19 +211,8 @@ def test_names_in_messages_are_escaped_and_cut(tmp_path):
     with pytest.warns(UserWarning, match="left out") as caught:
         load_photographs(tmp_path)
     assert "x" * 100 not in str(caught[0].message)
-    assert "….png" not in str(caught[0].message)
+    assert "....png" not in str(caught[0].message)
     assert "x.png (it is empty)" in str(caught[0].message)
-
-
-@pytest.mark.parametrize(("text", "expected"), [("plain é ✓", "plain é ✓"), ("a\nb", r"a\nb"), ("\udcff", r"\udcff")])
-def test_shown(text, expected):
-    assert shown(text) == expected
-
-
-def test_shown_keeps_both_ends():
-    assert shown("a" * 50 + "z" * 50, 11) == "aaaaa…zzzzz"
-    assert shown("a" * 11, 11) == "a" * 11
-    assert len(shown("\n" * 100, 10)) == 10
 
 
 def test_copies_of_a_file_are_noted_and_used(tmp_path):

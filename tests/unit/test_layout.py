@@ -1,5 +1,7 @@
 """Names of tensors in both layouts, against the converters that diffusers itself uses on single files."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -73,6 +75,14 @@ def test_a_checkpoint_in_the_original_layout_is_recognised_and_read_back(archite
     assert_same(read.unet, parts["unet"])
     assert_same(read.vae, parts["vae"])
     assert_same(read.text_encoder, parts["text_encoder"])
+
+
+@ARCHITECTURES
+def test_either_librarys_text_names_are_read_for_every_family(architecture):
+    parts = tagged(architecture)
+    for pad_with_end in (True, False):  # which decides the names that are written
+        checkpoint = original(parts, replace(architecture, pad_with_end=pad_with_end))
+        assert_same(read_checkpoint(checkpoint).text_encoder, parts["text_encoder"])
 
 
 @ARCHITECTURES

@@ -1,0 +1,100 @@
+"""What a checkpoint states about its prediction: in its metadata, or by tensors that are only marks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ..diffusion import PREDICTION_TYPES
+from ..errors import InputError
+from ..messages import shortened
+
+_WORDS = {
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+    "v_pred": "v_prediction",
+    "vpred": "v_prediction",
+    "velocity": "v_prediction",
+    "sample": "sample",
+    "x0": "sample",
+}
+# ComfyUI writes the first beside a v-prediction UNet and reads all of them (comfy/supported_models.py).
+V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
+EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+MARKS = (V_MARK, ZERO_SNR_MARK)
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a source states.
+
+    prediction: one of diffusion.PREDICTION_TYPES, a word that is none of them, or None where nothing is stated.
+    where: the field that states it. zero_snr: whether the schedule is rescaled to zero terminal SNR.
+    warnings: contradictions within the source.
+    """
+
+    prediction: str | None = None
+    where: str = ""
+    zero_snr: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def stated_in(metadata: Mapping[str, str], names: Collection[str], origin: str) -> Stated:
+    """What the metadata and the tensors' names of a single file state.
+
+    Where they contradict each other, modelspec counts before kohya's ss_ fields, and those before the mark v_pred.
+    Raises InputError for marks of an EDM model, whose noise schedule is another.
+    """
+    edm = next((mark for mark in EDM_MARKS if mark in names), None)
+    if edm is not None:
+        raise InputError(
+            f"{origin}: tensor {edm} marks an EDM model, whose noise schedule is another; expected a Stable Diffusion "
+            "1.5, 2.1 or Turbo checkpoint that predicts epsilon or v; choose another."
+        )
+    found = {}
+    spec = metadata.get("modelspec.prediction_type", "").strip()
+    if spec:
+        found["modelspec.prediction_type"] = _WORDS.get(spec.lower().replace("-", "_"), spec)
+    kohya = metadata.get("ss_v_parameterization", "").strip().lower()
+    if kohya in ("true", "1", "false", "0"):
+        found["ss_v_parameterization"] = "v_prediction" if kohya in ("true", "1") else "epsilon"
+    if V_MARK in names:
+        found[f"the tensor {V_MARK}"] = "v_prediction"
+    zero_snr = ZERO_SNR_MARK in names or metadata.get("ss_zero_terminal_snr", "").strip().lower() in ("true", "1")
+    if not found:
+        return Stated(zero_snr=zero_snr)
+    where, prediction = next(iter(found.items()))
+    others = [f"{place} states {shortened(word)}" for place, word in found.items() if word != prediction]
+    warnings: tuple[str, ...] = ()
+    if others:
+        warnings = (
+            f"{origin} contradicts itself: {where} states {shortened(prediction)}, but {' and '.join(others)}; "
+            f"{shortened(prediction)} is used unless --student-prediction or --teacher-prediction says otherwise.",
+        )
+    return Stated(prediction, where, zero_snr, warnings)
+
+
+def settled(stated: Stated, guess: str | None, asked: str, origin: str) -> tuple[str, list[str]]:
+    """(what the UNet is taken to predict, warnings): what was asked for, else what is stated, else the guess.
+
+    asked: "auto" or a prediction type. guess: None where nothing was guessed, since the source states it.
+    """
+    warnings = list(stated.warnings)
+    if asked != "auto":
+        if stated.prediction is not None and stated.prediction != asked:
+            warnings.append(
+                f"{origin} states that it predicts {shortened(stated.prediction)} ({stated.where}), but {asked} was "
+                f"asked for and is used."
+            )
+        return asked, warnings
+    if stated.prediction is None:
+        return guess or "epsilon", warnings
+    if stated.prediction in PREDICTION_TYPES and guess is not None and guess != stated.prediction:
+        warnings.append(
+            f"{origin} states that it predicts {stated.prediction} ({stated.where}), but its weights look like those "
+            f"of a model that predicts {guess}; {stated.prediction} is used unless --student-prediction or "
+            "--teacher-prediction says otherwise."
+        )
+    return stated.prediction, warnings
