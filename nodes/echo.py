@@ -14,10 +14,11 @@ from ..echodistill_core.settings import EchoSettings
 from ..echodistill_core.training import session
 from ..echodistill_core.training.fork import fork_for_echo
 from .bridge import training
+from .bridge.node_text import say, shown_on_node
 from .bridge.pictures import image_of_files
-from .bridge.progress import NodeProgress, say, several
+from .bridge.progress import NodeProgress, several
 from .bridge.sockets import AdapterSocket, RunSocket, TrainedRun
-from .bridge.widgets import CATEGORY, advanced_widgets, chosen, widget
+from .bridge.widgets import advanced_widgets, chosen, schema, widget
 
 _NOT_ADVANCED = frozenset({"iterations", "pool_size", "prompts", "real_share"})
 
@@ -28,10 +29,10 @@ class EchoStage(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's sockets and widgets."""
-        return io.Schema(
+        return schema(
             node_id="EchoStage",
             display_name="Echo Stage",
-            category=CATEGORY,
+            search_aliases=("self-training", "distill", "personalize", "echo distill", "fine-tune"),
             description="The student draws a pool of images, and both models go on learning from those.",
             inputs=[
                 RunSocket.Input("trained", tooltip="From Train EchoDistill."),
@@ -57,6 +58,7 @@ class EchoStage(io.ComfyNode):
         )
 
     @classmethod
+    @shown_on_node
     def execute(cls, trained: TrainedRun, prompts: str, **values: Any) -> io.NodeOutput:
         """Echo, go on, or find the finished run."""
         node, models, distil = cls.hidden.unique_id, trained.models, trained.run

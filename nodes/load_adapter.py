@@ -12,9 +12,10 @@ from ..echodistill_core.concept.prompts import TEMPLATES, caption
 from ..echodistill_core.errors import InputError
 from .bridge.adapters import UNLINKED, adapter_file, adapter_inputs, check_name, file_state
 from .bridge.fit import check_fit
-from .bridge.sockets import AdapterFiles
+from .bridge.node_text import note, shown_on_node
+from .bridge.sockets import AdapterFiles, AdapterSocket
 from .bridge.weights import UNET_PREFIX
-from .bridge.widgets import CATEGORY, advanced
+from .bridge.widgets import advanced, schema
 from .bridge.words import noun_rows, teach
 
 
@@ -24,10 +25,19 @@ class LoadEchoAdapter(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's sockets and widgets."""
-        return io.Schema(
+        return schema(
             node_id="LoadEchoAdapter",
             display_name="Load Echo Adapter",
-            category=CATEGORY,
+            search_aliases=(
+                "lora",
+                "load lora",
+                "dreambooth",
+                "textual inversion",
+                "embedding",
+                "subject",
+                "personalize",
+                "token",
+            ),
             description=(
                 "Puts a learned subject on a model and teaches the CLIP its placeholder, which then works in every "
                 "stock node that encodes text. Several in a row work, each with a placeholder of its own."
@@ -68,7 +78,9 @@ class LoadEchoAdapter(io.ComfyNode):
                 io.String.Output(
                     display_name="prompt_stub", tooltip="How prompts name the subject: photo of a <new1> dog."
                 ),
+                AdapterSocket.Output(display_name="adapter", tooltip="The adapter itself, for Echo Adapter Info."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -82,6 +94,7 @@ class LoadEchoAdapter(io.ComfyNode):
         return file_state(adapter_name)
 
     @classmethod
+    @shown_on_node
     def execute(
         cls,
         base_model: Any,
@@ -94,14 +107,18 @@ class LoadEchoAdapter(io.ComfyNode):
         from_training: AdapterFiles | None = None,
     ) -> io.NodeOutput:
         """The model and the CLIP with the adapter on."""
-        adapter = read_adapter(adapter_file(from_training, role, adapter_name))
-        check_fit(adapter, base_model, base_clip, any_base=any_base)
+        path = adapter_file(from_training, role, adapter_name)
+        adapter = read_adapter(path)
+        difference = check_fit(adapter, base_model, base_clip, any_base=any_base)
+        if difference:
+            note(difference)
         stub = caption(TEMPLATES[0], adapter.placeholder, adapter.class_noun)
         rows = rows_at(adapter, noun_rows(base_clip, adapter.class_noun, len(adapter.rows)), strength_token)
         return io.NodeOutput(
             put_on(base_model, adapter, strength_model),
             teach(base_clip, adapter.placeholder, adapter.class_noun, rows),
             stub,
+            AdapterFiles({adapter.role: path}),
         )
 
 

@@ -11,8 +11,9 @@ from ..echodistill_core.demo.lesson import DEFAULT_CONCEPT
 from ..echodistill_core.miniature.concepts import CONCEPTS, DEVELOPMENT, photographs
 from ..echodistill_core.miniature.render import SIDE
 from .bridge.miniature import load_miniature
+from .bridge.node_text import shown_on_node
 from .bridge.pictures import image_of
-from .bridge.widgets import CATEGORY
+from .bridge.widgets import schema
 
 
 class LoadMiniature(io.ComfyNode):
@@ -21,10 +22,10 @@ class LoadMiniature(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's sockets."""
-        return io.Schema(
+        return schema(
             node_id="LoadMiniature",
             display_name="Load Miniature",
-            category=CATEGORY,
+            search_aliases=("demo", "tiny", "test model", "cpu", "toy"),
             description=(
                 "A small diffusion family that comes with the pack: 64x64 pictures of toys, no download, trains in a "
                 "minute on a CPU. For trying the workflows, not for photographs of real things."
@@ -44,9 +45,11 @@ class LoadMiniature(io.ComfyNode):
                 io.Vae.Output(display_name="vae", tooltip="8x smaller latents with 8 channels."),
                 io.Image.Output(display_name="photographs", tooltip="Five pictures of the toy, to be learned."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
+    @shown_on_node
     def execute(cls, toy: str) -> io.NodeOutput:
         """The four parts of the family, and the toy."""
         pictures = [to_square(photograph.image, SIDE, "center") for photograph in photographs(CONCEPTS[toy])]

@@ -13,11 +13,11 @@ from ..echodistill_core.concept.prompts import subject
 from ..echodistill_core.errors import InputError
 from ..echodistill_core.models.text import check_placeholder, clip_tokenizer
 from ..echodistill_core.settings import TrainSettings
+from .bridge.node_text import say, shown_on_node
 from .bridge.pictures import image_of, photographs_of
 from .bridge.places import NONE, folder_state, input_folder, input_folders
-from .bridge.progress import say
 from .bridge.sockets import Concept, ConceptSocket
-from .bridge.widgets import CATEGORY, widget
+from .bridge.widgets import schema, widget
 
 PREVIEW_SIDE = 512
 
@@ -28,10 +28,18 @@ class LoadReferenceImages(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's sockets and widgets."""
-        return io.Schema(
+        return schema(
             node_id="LoadReferenceImages",
             display_name="Load Reference Images",
-            category=CATEGORY,
+            search_aliases=(
+                "dataset",
+                "photos",
+                "photographs",
+                "subject",
+                "dreambooth",
+                "concept",
+                "load images from folder",
+            ),
             description="The 3-5 photographs of your dog, mug or toy that a model is to learn, and the words for it.",
             inputs=[
                 io.Image.Input("images", optional=True, tooltip="The photographs as an IMAGE batch."),
@@ -53,10 +61,15 @@ class LoadReferenceImages(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None, class_noun: str | None, placeholder: str | None) -> bool | str:
-        """What can be checked before anything runs; None stands for a value that another node will bring."""
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        """Whether the folder is there, before anything runs; None stands for a value that another node will bring.
+
+        ComfyUI reports an answer once for each argument of this method, so it has no other: placeholder and class noun
+        are checked by `execute`, before anything is read.
+        """
         try:
-            _check(folder, class_noun, placeholder)
+            if folder not in (None, NONE):
+                input_folder(str(folder))
         except InputError as error:
             return str(error)
         return True
@@ -67,9 +80,10 @@ class LoadReferenceImages(io.ComfyNode):
         return folder_state(input_folder(folder)) if folder != NONE else NONE
 
     @classmethod
+    @shown_on_node
     def execute(cls, folder: str, class_noun: str, placeholder: str, crop: str, images: Any = None) -> io.NodeOutput:
         """The concept, and a preview of its photographs."""
-        _check(folder, class_noun, placeholder)
+        _check_words(class_noun, placeholder)
         photographs = [] if images is None else photographs_of(images)
         for photograph in photographs:
             if min(photograph.image.size) < MIN_SIDE:
@@ -92,13 +106,10 @@ class LoadReferenceImages(io.ComfyNode):
         return io.NodeOutput(concept, preview, ui=ui.PreviewImage(preview, cls=cls))
 
 
-def _check(folder: str | None, class_noun: str | None, placeholder: str | None) -> None:
-    """Raise InputError for a word that cannot be a placeholder, an empty noun, and a folder that is not listed."""
-    if placeholder is not None:
-        check_placeholder(_tokenizer(), placeholder)
-    if folder not in (None, NONE):
-        input_folder(str(folder))
-    if class_noun is not None and not class_noun.strip():
+def _check_words(class_noun: str, placeholder: str) -> None:
+    """Raise InputError for a word that cannot be a placeholder, and for an empty noun."""
+    check_placeholder(_tokenizer(), placeholder)
+    if not class_noun.strip():
         raise InputError(
             "class_noun is empty; write what the photographs show, in one or a few words: dog, coffee mug."
         )

@@ -1,8 +1,7 @@
-"""OneStepSample: prompt to picture in one step, as fast as one types."""
+"""OneStepSample: prompt to picture in one step."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import comfy.model_management as mm
@@ -10,14 +9,15 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..echodistill_core.concept.prompts import names_subject, subject
+from ..echodistill_core.concept.prompts import subject
 from ..echodistill_core.errors import InputError
-from .bridge.progress import say
+from ..echodistill_core.messages import shortened
+from .bridge.kinds import check_vae
+from .bridge.node_text import note, shown_on_node
 from .bridge.sampling import STEPS, encode, sample, turbo_sigmas
-from .bridge.widgets import CATEGORY
-from .bridge.words import known_words
+from .bridge.widgets import schema
+from .bridge.words import known_words, words_read
 
-log = logging.getLogger(__name__)
 MAX_SIDE = 16384  # as in ComfyUI's own nodes
 
 
@@ -27,13 +27,24 @@ class OneStepSample(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's sockets and widgets."""
-        return io.Schema(
+        return schema(
             node_id="OneStepSample",
             display_name="One-Step Sample",
-            category=CATEGORY,
+            search_aliases=(
+                "turbo",
+                "sd-turbo",
+                "sdturbo",
+                "one step",
+                "single step",
+                "ksampler",
+                "real time",
+                "live",
+                "txt2img",
+                "img2img",
+            ),
             description=(
                 "Prompt to picture in one step: CLIPTextEncode, SDTurboScheduler, SamplerCustom at cfg 1 and VAEDecode "
-                "in one node, with the same result. Queue on change, and it follows as you type."
+                "in one node, with the same result. With Run (On Change), a picture for every changed prompt."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="SD-Turbo, usually with an adapter on it."),
@@ -89,6 +100,7 @@ class OneStepSample(io.ComfyNode):
         )
 
     @classmethod
+    @shown_on_node
     def execute(
         cls,
         model: Any,
@@ -104,7 +116,8 @@ class OneStepSample(io.ComfyNode):
         image: Any = None,
     ) -> io.NodeOutput:
         """The pictures and their latents."""
-        _warn_without_placeholder(cls.hidden.unique_id, clip, prompt)
+        check_vae(vae, model)
+        _remind_of_placeholder(clip, prompt)
         sigmas = turbo_sigmas(model, int(steps), denoise)
         if len(sigmas) < 2:
             raise InputError(f"denoise is {denoise}, which draws nothing anew; expected 0.1 or more.")
@@ -123,14 +136,13 @@ def _start(vae: Any, image: Any, width: int, height: int, batch_size: int) -> to
     return comfy.utils.repeat_to_batch_size(vae.encode(pixels[:, :, :, :3]), max(batch_size, len(pixels)))
 
 
-def _warn_without_placeholder(node: str | None, clip: Any, prompt: str) -> None:
-    """Say so where a CLIP has learned subjects and the prompt names none of them, and how it would."""
+def _remind_of_placeholder(clip: Any, prompt: str) -> None:
+    """Note it where a CLIP has learned subjects and the prompt names none of them, and how it would."""
     words = known_words(clip)
-    if not words or names_subject(prompt, words):
+    if not words or words_read(clip, prompt):
         return
     word, noun = next(iter(words.items()))
-    named = subject(word, noun)
-    better = prompt.replace(noun, named, 1) if noun in prompt else f"{prompt.rstrip()} {named}".strip()
-    text = f"the prompt names none of the learned subjects ({', '.join(words)}); with one it would be: {better}"
-    log.warning("OneStepSample: %s", text)
-    say(node, text)
+    better = (
+        prompt.replace(noun, subject(word, noun), 1) if noun in prompt else f"{prompt.rstrip()} {word} {noun}".strip()
+    )
+    note(f"no learned subject ({', '.join(words)}) in the prompt; try: {shortened(better)}")

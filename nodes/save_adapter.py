@@ -15,9 +15,10 @@ from ..echodistill_core.errors import InputError
 from ..echodistill_core.files import replacing
 from ..echodistill_core.messages import quoted
 from .bridge.adapters import ROLES, UNLINKED, adapter_file, adapter_inputs, check_name, file_state
-from .bridge.progress import say
+from .bridge.node_text import say, shown_on_node
+from .bridge.places import NONE
 from .bridge.sockets import AdapterFiles, AdapterSocket
-from .bridge.widgets import CATEGORY
+from .bridge.widgets import schema
 
 LORAS = "loras"  # of the output folder, which ComfyUI lists among its loras
 
@@ -28,10 +29,10 @@ class SaveEchoAdapter(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's sockets and widgets."""
-        return io.Schema(
+        return schema(
             node_id="SaveEchoAdapter",
             display_name="Save Echo Adapter",
-            category=CATEGORY,
+            search_aliases=("save lora", "export", "lora", "dreambooth", "personalize"),
             description=(
                 "Saves an adapter to output/loras, where Load Echo Adapter and stock Load LoRA list it (press R)."
             ),
@@ -50,19 +51,15 @@ class SaveEchoAdapter(io.ComfyNode):
         )
 
     @classmethod
+    @shown_on_node
     def execute(cls, from_training: AdapterFiles, filename_prefix: str, role: str) -> io.NodeOutput:
         """Save and return the names."""
-        if not filename_prefix.strip():
-            raise InputError("filename_prefix is empty; write a name for the file, for instance dog.")
+        _check_prefix(filename_prefix)
         roles = ROLES if role == "both" else [role]
         sources = {role: adapter_file(from_training, role) for role in roles}
         folder, name, counter, *_ = folder_paths.get_save_image_path(
             f"{LORAS}/{filename_prefix}", folder_paths.get_output_directory()
         )
-        if not Path(folder).resolve().is_relative_to((Path(folder_paths.get_output_directory()) / LORAS).resolve()):
-            raise InputError(
-                f"filename_prefix {quoted(filename_prefix)} leads out of output/{LORAS}; choose a name without .."
-            )
         names = []
         for role, source in sources.items():
             target = Path(folder) / f"{name}_{counter:05}_{role}.safetensors"
@@ -75,16 +72,28 @@ class SaveEchoAdapter(io.ComfyNode):
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
+def _check_prefix(prefix: str) -> None:
+    """Raise InputError for a name that is none, or that leads out of output/loras, before a folder is made for it."""
+    if not prefix.strip():
+        raise InputError("filename_prefix is empty; write a name for the file, for instance dog.")
+    root = (Path(folder_paths.get_output_directory()) / LORAS).resolve()
+    if "\0" in prefix or not (root / prefix).resolve().is_relative_to(root):
+        raise InputError(
+            f"filename_prefix {quoted(prefix)} leads out of output/{LORAS}; choose a name without .. and without a "
+            "leading slash."
+        )
+
+
 class EchoAdapterInfo(io.ComfyNode):
     """What an adapter file says of itself."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's sockets and widgets."""
-        return io.Schema(
+        return schema(
             node_id="EchoAdapterInfo",
             display_name="Echo Adapter Info",
-            category=CATEGORY,
+            search_aliases=("lora info", "metadata", "inspect", "lora"),
             description="What is in an adapter: subject, base model, settings, licences.",
             inputs=adapter_inputs(),
             outputs=[io.String.Output(display_name="text", tooltip="The facts, a line each.")],
@@ -103,9 +112,15 @@ class EchoAdapterInfo(io.ComfyNode):
         return file_state(adapter_name)
 
     @classmethod
+    @shown_on_node
     def execute(cls, adapter_name: str, role: str, from_training: AdapterFiles | None = None) -> io.NodeOutput:
-        """The facts as text."""
-        path = adapter_file(from_training, role, adapter_name)
-        text = "\n".join([path.name, *lines(adapter_facts(read_adapter(path)))])
+        """The facts as text; without an adapter, the words that ask for one."""
+        if from_training is None and adapter_name == NONE:
+            text = "choose an adapter: connect one from training or from Load Echo Adapter, or choose one in the list"
+        else:
+            if from_training is not None and len(from_training.paths) == 1:
+                (role,) = from_training.paths
+            path = adapter_file(from_training, role, adapter_name)
+            text = "\n".join([*lines(adapter_facts(read_adapter(path))), f"file  {path.name}"])
         say(cls.hidden.unique_id, text)
         return io.NodeOutput(text, ui=ui.PreviewText(text))

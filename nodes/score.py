@@ -12,10 +12,10 @@ from ..echodistill_core.evaluation.metrics import PROTOCOLS
 from ..echodistill_core.evaluation.pictures import score_pictures
 from ..echodistill_core.perception.load import Place
 from .bridge.backbones import look_for
+from .bridge.node_text import say, shown_on_node
 from .bridge.pictures import unit_of
-from .bridge.progress import say
 from .bridge.sockets import Concept, ConceptSocket
-from .bridge.widgets import CATEGORY
+from .bridge.widgets import schema
 
 TITLES = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
 
@@ -27,10 +27,10 @@ class ScoreEcho(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """The node's sockets and widgets."""
         titles = "; ".join(f"{name}: {protocol.title}" for name, protocol in PROTOCOLS.items())
-        return io.Schema(
+        return schema(
             node_id="ScoreEcho",
             display_name="Score Echo",
-            category=CATEGORY,
+            search_aliases=("clip score", "dino", "similarity", "metrics", "subject fidelity", "evaluate"),
             description=(
                 "CLIP-T (does the picture follow the prompt), CLIP-I and DINO (is it that very subject), each a mean "
                 "cosine; only figures of one protocol compare."
@@ -57,6 +57,7 @@ class ScoreEcho(io.ComfyNode):
         )
 
     @classmethod
+    @shown_on_node
     def execute(cls, images: Any, concept: Concept, prompt: str, protocol: str) -> io.NodeOutput:
         """The figures."""
         chosen = PROTOCOLS[protocol]

@@ -11,21 +11,22 @@ from comfy_api.latest import io, ui
 
 from ..echodistill_core.concept.images import square_images
 from ..echodistill_core.errors import DamagedRunError
-from ..echodistill_core.models.sources import settings_for
+from ..echodistill_core.miniature.concepts import foreign_to_the_miniature
+from ..echodistill_core.models.sources import ModelSources, settings_for
 from ..echodistill_core.reporting import RunPictures
 from ..echodistill_core.settings import TrainSettings
 from ..echodistill_core.training import session
 from ..echodistill_core.training.identity import fingerprint_of, inputs_identity
 from ..echodistill_core.training.run import Run, open_run
-from .bridge import training
+from .bridge import roles, training
 from .bridge.fit import identity_of
 from .bridge.kinds import architecture_of, sources_of
 from .bridge.memory import default_precision
+from .bridge.node_text import note, say, shown_on_node
 from .bridge.places import run_folder
-from .bridge.progress import NodeProgress, say, several
-from .bridge.roles import doubt_of_roles
+from .bridge.progress import NodeProgress, several
 from .bridge.sockets import AdapterSocket, Concept, ConceptSocket, Models, RunSocket, TrainedRun
-from .bridge.widgets import CATEGORY, advanced_widgets, chosen, widget
+from .bridge.widgets import advanced, advanced_widgets, chosen, schema, widget
 
 # Set by the concept, by this node's own widgets, or by the machine.
 _NOT_ADVANCED = frozenset(
@@ -43,10 +44,23 @@ class EchoDistillTrain(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's sockets and widgets."""
-        return io.Schema(
+        return schema(
             node_id="EchoDistillTrain",
             display_name="Train EchoDistill",
-            category=CATEGORY,
+            search_aliases=(
+                "dreambooth",
+                "custom diffusion",
+                "textual inversion",
+                "personalize",
+                "personalise",
+                "fine-tune",
+                "finetune",
+                "train lora",
+                "subject",
+                "sd-turbo",
+                "one step",
+                "turbo",
+            ),
             description=(
                 "Teaches a multi-step teacher and a one-step student one subject together. The run is kept in "
                 "output/echodistill: the same inputs go on with it, or return it at once."
@@ -67,6 +81,13 @@ class EchoDistillTrain(io.ComfyNode):
                     TrainSettings, "preview_every", min=1, tooltip="Iterations between one-step samples on the node."
                 ),
                 *advanced_widgets(TrainSettings, without=_NOT_ADVANCED),
+                advanced(
+                    io.Boolean.Input(
+                        "check_roles",
+                        default=True,
+                        tooltip="Stop before training where student and teacher seem to be swapped.",
+                    )
+                ),
             ],
             outputs=[
                 RunSocket.Output(display_name="run", tooltip="For the Echo stage."),
@@ -79,6 +100,7 @@ class EchoDistillTrain(io.ComfyNode):
         )
 
     @classmethod
+    @shown_on_node
     def execute(
         cls,
         student: Any,
@@ -87,6 +109,7 @@ class EchoDistillTrain(io.ComfyNode):
         vae: Any,
         concept: Concept,
         preset: str,
+        check_roles: bool = True,
         **values: Any,
     ) -> io.NodeOutput:
         """Train, go on, or find the finished run."""
@@ -110,12 +133,22 @@ class EchoDistillTrain(io.ComfyNode):
         }
         folder = run_folder(concept.class_noun, fingerprint_of(identity))
         run = _known_run(folder)
+        _note_what_the_miniature_draws(sources, concept)
         if run is None or not run.is_finished("distil"):
+            roles.check_roles(models, stop=check_roles)
             places = training.places_of(settings, sources)
-            with training.borrowed(models, settings, size, places, node, doubt_of_roles(models)) as family:
+            with training.borrowed(models, settings, size, places, node) as family:
                 listen = several(RunPictures(folder), NodeProgress(node, "distil", settings.iterations))
                 run = session.train(concept.photographs, family, settings, sources, folder, listen, places=places)
         return _output(cls, TrainedRun(run, models, settings.memory_mode))
+
+
+def _note_what_the_miniature_draws(sources: ModelSources, concept: Concept) -> None:
+    """Say what the miniature cannot learn: photographs, and things that its world does not hold."""
+    if sources.family == "miniature":
+        text = foreign_to_the_miniature(concept.photographs, concept.class_noun)
+        if text:
+            note(text)
 
 
 def _known_run(folder: Path) -> Run | None:

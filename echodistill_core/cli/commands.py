@@ -25,6 +25,7 @@ from ..concept.augment import to_unit
 from ..concept.photographs import Photograph, load_photograph, load_photographs, to_square
 from ..devices import DTYPES, pick_device
 from ..errors import InputError
+from ..miniature.concepts import foreign_to_the_miniature
 from ..models.family import Family
 from ..models.open import open_family
 from ..models.sources import FAMILIES, ModelSources, settings_for
@@ -54,6 +55,8 @@ def demo(options: argparse.Namespace) -> None:
     settings = from_options(DemoSettings, given(options, DemoSettings))
     pick_device(settings.device)
     lesson = choose(settings, options.photos)
+    if lesson.photos:
+        _warn_of_foreign(lesson.photographs, lesson.class_noun)
     plain = not lesson.photos and determining(settings) == determining(DemoSettings())
     name = "demo" if plain else f"demo-{_name(lesson.class_noun, determining(settings), lesson.photographs)}"
     folder = Path(options.out) if options.out else Path("runs") / name
@@ -82,6 +85,8 @@ def train(options: argparse.Namespace) -> None:
     paths = options.photos if len(options.photos) > 1 else options.photos[0]
     photographs = load_photographs(paths, settings.max_photographs)
     family = _family(sources, with_teacher=needs_teacher(settings, start))
+    if sources.family == "miniature":
+        _warn_of_foreign(photographs, settings.class_noun)
     folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs, start)
     say(f"{settings.class_noun}: {_counted(photographs)} -> {folder}")
     with stoppable([ProgressBar(), RunPictures(folder)]) as listen:
@@ -276,6 +281,12 @@ def _name(class_noun: str, identity: Mapping[str, Any], photographs: Sequence[Ph
     contents = [hashlib.sha256(p.image.tobytes()).hexdigest() for p in photographs]
     noun = re.sub(r"\W+", "-", class_noun).strip("-")
     return f"{noun}-{fingerprint_of({**identity, 'photographs': contents})[:8]}"
+
+
+def _warn_of_foreign(photographs: Sequence[Photograph], class_noun: str) -> None:
+    foreign = foreign_to_the_miniature(photographs, class_noun)
+    if foreign:
+        say(f"warning: {foreign}")
 
 
 def _counted(photographs: Sequence[Photograph]) -> str:

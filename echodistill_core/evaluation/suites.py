@@ -108,6 +108,9 @@ def _declare(folder: Path, suite: Suite) -> None:
             # A setting that is newer than the folder does at its default what was done before.
             value = {k: v for k, v in value.items() if k in there or v != defaults[k]}
         if there != value:
+            if isinstance(value, dict):
+                differing = [k for k in {**there, **value} if there.get(k) != value.get(k)]
+                there, value = ({k: d[k] for k in differing if k in d} for d in (there, value))
             raise InputError(
                 f"{folder} holds results of another suite: {name} is {quoted(there)} there and {quoted(value)} now; "
                 "choose another --out."

@@ -5,14 +5,15 @@ Development concepts are for choosing settings, evaluation concepts for judging 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from ..concept.photographs import Photograph
-from .render import render
-from .world import CONTEXTS, HELD_OUT_PAIRS, Subject, random_scene, random_tint
+from .render import SIDE, render
+from .world import CONTEXTS, HELD_OUT_PAIRS, SHAPES, Subject, random_scene, random_tint
 
 PHOTOGRAPHS = 5
 
@@ -69,6 +70,18 @@ def photographs(concept: Concept, count: int = PHOTOGRAPHS) -> list[Photograph]:
     return [
         Photograph(f"{concept.name}-{i}.png", Image.fromarray(render(scene))) for i, scene in enumerate(scenes[:count])
     ]
+
+
+def foreign_to_the_miniature(photographs: Sequence[Photograph], class_noun: str) -> str:
+    """A sentence where photographs or their noun are not of the miniature's world, which holds eight toys; or ""."""
+    is_small = all(photograph.image.size == (SIDE, SIDE) for photograph in photographs)
+    if is_small and class_noun in SHAPES:
+        return ""
+    found = f"a {class_noun}" if class_noun not in SHAPES else "photographs of another size"
+    return (
+        f"the miniature draws {SIDE} x {SIDE} pictures of eight toys only ({', '.join(SHAPES)}); it cannot draw {found}"
+        ", and will make it look like one of its toys: for real photographs train SD-Turbo"
+    )
 
 
 def prompts(concept: Concept, placeholder: str) -> list[tuple[str, str]]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.models.family import Family
 from ...echodistill_core.models.load import load_family
 from .kinds import prediction_of, sources_of
 from .sockets import Models
 from .weights import UNET_PREFIX, network_tensors, text_prefix
-
-log = logging.getLogger(__name__)
 
 
 def borrow_family(models: Models) -> tuple[Family, list[str]]:
@@ -51,7 +47,4 @@ def borrow_family(models: Models) -> tuple[Family, list[str]]:
         left_out = sorted(k for k, v in model.model_options.get("transformer_options", {}).items() if v)
         if left_out:
             notes.append(f"what changes the {name} while it samples was left out: {', '.join(left_out)}")
-    notes += family.warnings
-    for note in notes:
-        log.warning("%s", note)
-    return family, notes
+    return family, [*notes, *family.warnings]

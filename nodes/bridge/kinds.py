@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.model_sampling
 import torch
+from comfy.pixel_space_convert import PixelspaceConversionVAE
 
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.models.architectures import STABLE_DIFFUSION_NOISE, Architecture
@@ -34,13 +35,13 @@ def sources_of(models: Models) -> ModelSources:
 
     Raises InputError for a part that is missing, and for a student, a teacher and a CLIP that do not belong together.
     """
-    parts = {"student": models.student, "teacher": models.teacher, "CLIP": models.clip, "VAE": models.vae}
-    for name, part in parts.items():
-        if part is None or (name == "VAE" and getattr(part, "patcher", None) is None):
-            raise InputError(
-                f"the {name} is missing: the file it was loaded from holds none; connect another loader's."
-            )
+    for name, part in {"student": models.student, "teacher": models.teacher, "CLIP": models.clip}.items():
+        if part is None:
+            raise _missing(name)
+    if _is_missing(models.vae):
+        raise _missing("VAE")
     student, teacher = architecture_of(models.student), architecture_of(models.teacher)
+    check_vae(models.vae, models.student, "student")
     if student.name != teacher.name:
         raise InputError(
             f"the student is a {student.name} model and the teacher a {teacher.name} one; take both from one family: "
@@ -53,6 +54,28 @@ def sources_of(models: Models) -> ModelSources:
             "connect the CLIP output of the teacher's or the student's own checkpoint."
         )
     return ModelSources(family=family_name(student, prediction_of(models.teacher, "teacher")))
+
+
+def check_vae(vae: Any, model: Any, socket: str = "model") -> None:
+    """Raise InputError where a VAE's latents do not have the channels that a MODEL reads."""
+    if _is_missing(vae):
+        raise _missing("VAE")
+    found, wanted = getattr(vae, "latent_channels", None), model.model.latent_format.latent_channels
+    if found is None or found == wanted:
+        return
+    kind = "pixel_space" if isinstance(vae.first_stage_model, PixelspaceConversionVAE) else "another family's"
+    raise InputError(
+        f"this VAE ({kind}) has {found} channels, but the {socket} wants {wanted}: connect the VAE output of the "
+        f"checkpoint that the {socket} comes from."
+    )
+
+
+def _is_missing(vae: Any) -> bool:
+    return vae is None or getattr(vae, "first_stage_model", None) is None
+
+
+def _missing(name: str) -> InputError:
+    return InputError(f"the {name} is missing: the file it was loaded from holds none; connect another loader's.")
 
 
 def prediction_of(model: Any, socket: str) -> str:

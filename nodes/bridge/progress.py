@@ -1,29 +1,20 @@
-"""A stage's events on its node: progress bar, live preview, loss and time left as text, and Cancel."""
+"""A stage's events on its node: progress bar, live preview, losses and time left as text, and Cancel."""
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import comfy.model_management
+import comfy.model_management as mm
 from comfy.utils import ProgressBar
-from server import PromptServer
 
 from ...echodistill_core.reporting import contact_sheet
 from ...echodistill_core.training.events import Event, LossesLogged, PoolProgress, PreviewReady, StepDone, latest
+from .node_text import say
 
 PREVIEW_SIDE = 512  # pixels; the front end shows it smaller
 TEXT_INTERVAL = 0.5  # seconds
-
-
-def say(node_id: str | None, text: str) -> None:
-    """Show a text on a node of the client that is running it."""
-    server = PromptServer.instance
-    if node_id is not None and server is not None:
-        # The front end takes it for HTML, in which <new1> would be a tag and vanish.
-        server.send_progress_text(html.escape(text, quote=False), node_id, server.client_id)
 
 
 class NodeProgress:
@@ -53,7 +44,12 @@ class NodeProgress:
             self._step(event)
         # After what the event brought was taken in, and at every event: newer ComfyUIs look at Cancel in the progress
         # bar only now and then.
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        try:
+            mm.throw_exception_if_processing_interrupted()
+        except mm.InterruptProcessingException:
+            # The loop leaves a checkpoint of this step before it passes the exception on.
+            self._cancelled(event)
+            raise
 
     def _step(self, event: StepDone) -> None:
         now = time.monotonic()
@@ -62,15 +58,33 @@ class NodeProgress:
         began, first = self.began
         done = event.step - first
         left = f", {_minutes((now - began) / done * (event.iterations - event.step))} left" if done else ""
-        losses = "  ".join(f"{name} {value:.3g}" for name, value in self.losses.items() if name != "step")
-        line = f"{self.title}: {event.step} of {event.iterations}{left}"
-        self._text(f"{line}\n{losses}" if losses else line, last=event.step == event.iterations)
+        went_on = f" (going on from {first - 1})" if first > 1 else ""
+        lines = [f"{self.title}: {event.step} of {event.iterations}{went_on}{left}", figures(self.losses)]
+        self._text("\n".join(filter(None, lines)), last=event.step == event.iterations)
+
+    def _cancelled(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            say(
+                self.node_id,
+                f"{self.title}: cancelled at {event.step} of {event.iterations}, kept: Run goes on from there",
+            )
+        elif isinstance(event, PoolProgress):
+            say(self.node_id, f"{event.name}: cancelled at {event.done} of {event.size} images, kept: Run goes on")
 
     def _text(self, text: str, *, last: bool) -> None:
         now = time.monotonic()
         if last or now - self.said >= TEXT_INTERVAL:
             self.said = now
             say(self.node_id, text)
+
+
+def figures(losses: Mapping[str, float]) -> str:
+    """The three figures that tell how training goes; all others are in the run's log and the picture of losses."""
+    fooled = [value for name, value in losses.items() if name.startswith("fool_")]
+    shown = {n: losses[n] for n in ("teacher", "alignment") if n in losses}
+    if fooled:
+        shown["critics"] = sum(fooled)
+    return ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
 
 def several(*listeners: Any) -> Any:

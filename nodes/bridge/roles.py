@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
+from ...echodistill_core.errors import InputError
 from .kinds import architecture_of, prediction_of
+from .node_text import note
 from .sampling import encode, sample, turbo_sigmas
 from .sockets import Models
 
-log = logging.getLogger(__name__)
 NOISES = 4
 SEED = 0
 LARGEST_SIDE = 32  # of the latents; larger ones tell no more and take most of a minute on a CPU
 
 
-def doubt_of_roles(models: Models) -> list[str]:
-    """A warning where the two may be swapped, for the user to judge; nothing where all looks right."""
-    found = _doubt_by_prediction(models) or _doubt_by_trial(models)
-    for text in found:
-        log.warning("EchoDistill: %s", text)
-    return found
+def check_roles(models: Models, *, stop: bool) -> None:
+    """Raise InputError where student and teacher seem to sit in each other's socket; without `stop`, note it only."""
+    doubt = _doubt_by_prediction(models) or _doubt_by_trial(models)
+    if doubt and stop:
+        raise InputError(
+            f"student and teacher seem to be swapped: {doubt}. Connect SD-Turbo to student and SD 2.1 to teacher, or "
+            "switch check_roles off to train all the same."
+        )
+    if doubt:
+        note(f"student and teacher seem to be swapped: {doubt}")
 
 
-def _doubt_by_prediction(models: Models) -> list[str]:
+def _doubt_by_prediction(models: Models) -> str:
     predictions = (prediction_of(models.student, "student"), prediction_of(models.teacher, "teacher"))
     if predictions != ("v_prediction", "epsilon"):
-        return []
-    return [
-        "the student predicts velocity as SD 2.1 does, and the teacher noise as SD-Turbo does: are the two swapped?"
-    ]
+        return ""
+    return "the student predicts velocity as SD 2.1 does, and the teacher noise as SD-Turbo does"
 
 
-def _doubt_by_trial(models: Models) -> list[str]:
+def _doubt_by_trial(models: Models) -> str:
     """From pure noise a model made for one step draws a picture of its own for every noise, while one made for many
     steps answers with nearly the same blur: its guess varies less from noise to noise. In the miniature 2 to 3 times
     less.
@@ -45,8 +46,8 @@ def _doubt_by_trial(models: Models) -> list[str]:
         for model in (models.student, models.teacher)
     )
     if teacher <= student:
-        return []
-    return [
+        return ""
+    return (
         f"from one noise to another the teacher's one-step guess varies more ({teacher:.3g}) than the student's "
-        f"({student:.3g}): are the two swapped?"
-    ]
+        f"({student:.3g})"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,10 @@ from ...echodistill_core.training.state import needed_backbones
 from .backbones import find_backbones
 from .family import borrow_family
 from .memory import least_bytes, room_for
+from .node_text import note, say
 from .pictures import image_of_files
-from .progress import say
+from .places import RUNS
+from .progress import figures
 from .sockets import AdapterFiles, Models
 
 log = logging.getLogger(__name__)
@@ -40,11 +42,10 @@ def borrowed(
     resolution: int,
     places: dict[str, Place] | None,
     node: str | None,
-    notes: Sequence[str] = (),
 ) -> Iterator[Family]:
     """The models as a family to train, with ComfyUI's own models moved out of its way; all is given back afterwards.
 
-    resolution: of the training images. notes: to be shown on the node beside those on what was baked in.
+    resolution: of the training images.
     Raises InputError where they do not fit each other or the memory.
     """
     device = mm.get_torch_device()
@@ -57,13 +58,14 @@ def borrowed(
     )
     with room_for(needed, device, settings, resolution) as words:
         log.info("EchoDistill: training needs %s", words)
+        say(node, f"training needs {words}")
         family, taken = borrow_family(models)
-        say(node, "\n".join([f"training needs {words}", *notes, *taken]))
+        for text in taken:
+            note(text)
         try:
             yield family
         except mm.OOM_EXCEPTION as error:
             # ComfyUI frees all models when it sees this, so it must; the checkpoint before it is on disk.
-            log.error("EchoDistill: %s", error)
             say(node, str(error))
             raise
 
@@ -98,6 +100,5 @@ def losses_of(run: Run, stage: str) -> Tensor:
 
 def summary(run: Run, stage: str) -> str:
     """A finished stage in two lines."""
-    figures: dict[str, Any] = run.record["finished"][stage]
-    losses = "  ".join(f"{n} {v:.3g}" for n, v in figures["losses"].items() if n != "step")
-    return f"{figures['iterations']} iterations, in {run.folder.name}\n{losses}"
+    finished: dict[str, Any] = run.record["finished"][stage]
+    return f"{finished['iterations']} iterations, kept in {RUNS}/{run.folder.name}\n{figures(finished['losses'])}"

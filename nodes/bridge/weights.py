@@ -39,8 +39,10 @@ def network_tensors(
     # Loader nodes run in inference mode; a copy made outside of it is an ordinary tensor.
     with torch.inference_mode(False):
         # Of each entry, the first is the weight without patches and how to convert it; the others are patches.
-        for key, ((weight, *_), *rest) in patcher.get_key_patches(prefix or None).items():
-            tensor = weight.detach()
+        for key, ((weight, convert), *rest) in patcher.get_key_patches(prefix or None).items():
+            if key.endswith(_SCALES):
+                continue
+            tensor = _dequantised(weight.detach(), convert)
             if rest and patches and part in key:
                 patched += 1
                 changed = comfy.lora.calculate_weight(rest, tensor.to("cpu", torch.float32, copy=True), key)
@@ -48,6 +50,30 @@ def network_tensors(
             else:
                 result[key.removeprefix(prefix)] = tensor.to("cpu", copy=True) if copy else tensor
     return Tensors(result, patched)
+
+
+# What ComfyUI keeps beside a weight of 8 bits or less; its own function multiplies it in.
+_SCALES = (
+    ".scale_weight",
+    ".scale_input",
+    ".weight_scale",
+    ".weight_scale_2",
+    ".input_scale",
+    ".comfy_quant",
+    "scaled_fp8",
+)
+
+
+def _dequantised(weight: Tensor, convert: Callable[..., Tensor]) -> Tensor:
+    """A weight in the values that sampling computes with: an 8-bit one times its scale, in half precision.
+
+    convert: ComfyUI's function of the layer that the weight belongs to; other weights are returned as they are.
+    """
+    if weight.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        return convert(weight.to("cpu", torch.float32, copy=True), inplace=True).half()
+    if type(weight) not in (Tensor, torch.nn.Parameter):  # a quantised tensor of ComfyUI's own
+        return convert(weight).to("cpu")
+    return weight
 
 
 def clip_name(clip: Any) -> str:

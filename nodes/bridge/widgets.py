@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -14,6 +14,13 @@ CATEGORY = "EchoDistill"  # of every node in the menu
 AUTO = "auto"  # of a choice
 UNSET = -1  # of a number: no setting is negative
 LARGEST = 2**31 - 1
+
+
+def schema(*, search_aliases: Sequence[str] = (), **options: Any) -> io.Schema:
+    """A node's schema in the pack's category. search_aliases: other words for it, where this ComfyUI knows them."""
+    if "search_aliases" in {field.name for field in dataclasses.fields(io.Schema)}:
+        options["search_aliases"] = list(search_aliases)
+    return io.Schema(category=CATEGORY, **options)
 
 
 def widget(cls: type, name: str, **options: Any) -> io.Input:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from .weights import clip_name, embedding_table
 
 WORDS = "echodistill_words"  # attribute of a tokenizer of ours: placeholder -> class noun
 ROWS = "echodistill_rows"  # the same: token id -> embedding
+IDS = "echodistill_ids"  # the same: placeholder -> token ids of its rows
 
 
 def teach(clip: Any, placeholder: str, class_noun: str, rows: Tensor) -> Any:
@@ -46,6 +47,7 @@ def teach(clip: Any, placeholder: str, class_noun: str, rows: Tensor) -> Any:
     inner.tokenizer = _Expanding(tokenizer, expansions)
     setattr(inner, ROWS, known)
     setattr(inner, WORDS, {**words, placeholder: class_noun})
+    setattr(inner, IDS, {**getattr(inner, IDS, {}), placeholder: ids})
     inner.tokenize_with_weights = partial(_tokenize, inner)
     setattr(outer, name, inner)
     taught.tokenizer = outer
@@ -57,6 +59,15 @@ def known_words(clip: Any) -> Mapping[str, str]:
     tokenizer = clip.tokenizer
     words: Mapping[str, str] = getattr(getattr(tokenizer, getattr(tokenizer, "clip", ""), None), WORDS, {})
     return words
+
+
+def words_read(clip: Any, prompt: str) -> list[str]:
+    """Those of a CLIP's placeholders that it reads in this prompt: their rows are among its tokens."""
+    tokenizer = getattr(clip.tokenizer, clip_name(clip))
+    rows: Mapping[int, Tensor] = getattr(tokenizer, ROWS, {})
+    found = {id(token) for batch in tokenizer.tokenize_with_weights(prompt) for token, *_ in batch}
+    ids_of: Mapping[str, Sequence[int]] = getattr(tokenizer, IDS, {})
+    return [word for word in known_words(clip) if any(id(rows[i]) in found for i in ids_of.get(word, ()))]
 
 
 def noun_rows(clip: Any, class_noun: str, count: int) -> Tensor:
