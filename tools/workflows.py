@@ -137,18 +137,18 @@ def with_miniature(prompt: dict[str, Any], adapter: str) -> dict[str, Any]:
     if checkpoints:
         student, teacher = checkpoints
         outputs = {(student, 0): 0, (teacher, 0): 1, (teacher, 1): 2, (student, 2): 3}
-        result["miniature"] = {"class_type": "LoadMiniature", "inputs": {"toy": "dotted-mug"}}
+        result["miniature"] = {"class_type": "LoadMiniature", "inputs": {"toy": "striped-cat"}}
     for node in result.values():
         inputs = node["inputs"]
         for name, value in inputs.items():
             if isinstance(value, list) and tuple(value) in outputs:
                 inputs[name] = ["miniature", outputs[tuple(value)]]
         if checkpoints and node["class_type"] == "LoadReferenceImages":
-            inputs |= {"images": ["miniature", 4], "class_noun": "mug"}
+            inputs |= {"images": ["miniature", 4], "class_noun": "cat"}
         if checkpoints and node["class_type"] == "EchoDistillTrain":
             inputs |= TOY
         if checkpoints and node["class_type"] == "OneStepSample":
-            inputs |= {"width": 64, "height": 64, "prompt": inputs["prompt"].replace("dog", "mug"), "batch_size": 4}
+            inputs |= {"width": 64, "height": 64, "prompt": inputs["prompt"].replace("dog", "cat"), "batch_size": 4}
         if "adapter_name" in inputs and "from_training" not in inputs:
             inputs["adapter_name"] = adapter
     return result

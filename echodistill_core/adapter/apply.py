@@ -164,6 +164,13 @@ def check_base(adapter: Adapter, found: Mapping[str, str], model: str, remedy: s
     found: "base_fingerprint" of the UNet, and "text_fingerprint" of the text encoder where that is to be checked too.
     """
     what = {"base_fingerprint": model, "text_fingerprint": "text encoder"}
+    base = found.get("base_fingerprint", adapter.metadata["base_fingerprint"])
+    if base != adapter.metadata["base_fingerprint"] and base == adapter.metadata.get("other_fingerprint"):
+        other = "teacher" if adapter.role == "student" else "student"
+        raise InputError(
+            f"{adapter.origin} is the {adapter.role}'s, but in that training this model was the {other}: use the "
+            f"{other}'s adapter, or, if student and teacher were swapped there, train again with SD-Turbo as student."
+        )
     for key, fingerprint in found.items():
         if adapter.metadata[key] != fingerprint:
             raise InputError(

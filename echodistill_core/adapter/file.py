@@ -107,6 +107,7 @@ def describe_run(family: Family, role: str, settings: Mapping[str, Any], stage: 
     denoiser = family.student if role == "student" else family.teacher
     assert denoiser is not None
     licences = {"student": family.student.licence}
+    other = family.teacher if role == "student" else family.student
     if family.teacher is not None:
         licences["teacher"] = family.teacher.licence
     return {
@@ -125,6 +126,7 @@ def describe_run(family: Family, role: str, settings: Mapping[str, Any], stage: 
         "base_prediction": denoiser.schedule.prediction_type,
         "base_fingerprint": denoiser.fingerprint,
         "text_fingerprint": family.text_fingerprint,
+        "other_fingerprint": "" if other is None else other.fingerprint,
         "base_blocks": json.dumps(family.blocks(role), sort_keys=True),
         "base_licences": json.dumps(licences, sort_keys=True),
         "notice": NOTICE,

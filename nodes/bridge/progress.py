@@ -28,11 +28,22 @@ class NodeProgress:
         self.title = title
         self.bar = ProgressBar(iterations, node_id=node_id)
         self.began: tuple[float, int] | None = None
+        self.at: StepDone | None = None
         self.losses: Mapping[str, float] = {}
         self.said = 0.0
 
     def __call__(self, event: Event) -> None:
         """Show what the event tells."""
+        try:
+            self._show(event)
+            # At every event: newer ComfyUIs look at Cancel in the progress bar only now and then.
+            mm.throw_exception_if_processing_interrupted()
+        except mm.InterruptProcessingException:
+            # The loop leaves a checkpoint of this step before it passes the exception on.
+            self._cancelled(event)
+            raise
+
+    def _show(self, event: Event) -> None:
         if isinstance(event, PoolProgress):
             self._text(f"{event.name}: {event.done} of {event.size} images", last=event.done == event.size)
         elif isinstance(event, LossesLogged) and event.rows:
@@ -40,16 +51,9 @@ class NodeProgress:
         elif isinstance(event, PreviewReady):
             self.bar.update_absolute(event.step, None, ("JPEG", contact_sheet(event.images, 2), PREVIEW_SIDE))
         elif isinstance(event, StepDone):
+            self.at = event
             self.bar.update_absolute(event.step, event.iterations)
             self._step(event)
-        # After what the event brought was taken in, and at every event: newer ComfyUIs look at Cancel in the progress
-        # bar only now and then.
-        try:
-            mm.throw_exception_if_processing_interrupted()
-        except mm.InterruptProcessingException:
-            # The loop leaves a checkpoint of this step before it passes the exception on.
-            self._cancelled(event)
-            raise
 
     def _step(self, event: StepDone) -> None:
         now = time.monotonic()
@@ -63,13 +67,11 @@ class NodeProgress:
         self._text("\n".join(filter(None, lines)), last=event.step == event.iterations)
 
     def _cancelled(self, event: Event) -> None:
-        if isinstance(event, StepDone):
-            say(
-                self.node_id,
-                f"{self.title}: cancelled at {event.step} of {event.iterations}, kept: Run goes on from there",
-            )
-        elif isinstance(event, PoolProgress):
+        if isinstance(event, PoolProgress):
             say(self.node_id, f"{event.name}: cancelled at {event.done} of {event.size} images, kept: Run goes on")
+        elif self.at is not None:
+            step, iterations = self.at.step, self.at.iterations
+            say(self.node_id, f"{self.title}: cancelled at {step} of {iterations}, kept: Run goes on from there")
 
     def _text(self, text: str, *, last: bool) -> None:
         now = time.monotonic()

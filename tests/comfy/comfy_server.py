@@ -23,7 +23,7 @@ from typing import Any
 from websocket import WebSocketTimeoutException, create_connection
 
 PACK = Path(__file__).parents[2]
-START_SECONDS = 180
+START_SECONDS = 3600  # of a server that never answers; pytest ends a test that hangs before that
 PREVIEW, TEXT, PREVIEW_WITH_METADATA = 1, 3, 4  # ComfyUI's BinaryEventTypes
 
 
@@ -127,7 +127,7 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
 
-    def run(self, prompt: dict[str, Any], *, seconds: float = 300, during: Any = None) -> Outcome:
+    def run(self, prompt: dict[str, Any], *, seconds: float = START_SECONDS, during: Any = None) -> Outcome:
         """Queue a prompt and wait for its end. during: called with every Outcome so far, after each message."""
         return self.queue(prompt).wait(seconds, during)
 
@@ -152,7 +152,7 @@ class Queued:
             raise
         self.lock = threading.Lock()
 
-    def wait(self, seconds: float = 300, during: Any = None) -> Outcome:
+    def wait(self, seconds: float = START_SECONDS, during: Any = None) -> Outcome:
         """Its outcome."""
         deadline = time.monotonic() + seconds
         try:

@@ -50,7 +50,12 @@ def test_a_clip_of_another_family_is_refused_and_named(bridge):
 
 @pytest.mark.parametrize("missing", ["student", "teacher", "clip", "vae"])
 def test_a_part_that_is_missing_is_named(bridge, missing):
-    parts = {"student": Patcher({}), "teacher": Patcher({}), "clip": object(), "vae": SimpleNamespace(patcher=1)}
+    parts = {
+        "student": Patcher({}),
+        "teacher": Patcher({}),
+        "clip": object(),
+        "vae": SimpleNamespace(first_stage_model=1),
+    }
     models = bridge("sockets").Models(**{**parts, missing: None})
     with pytest.raises(ValueError, match=rf"(?i)the {missing} is missing"):
         bridge("kinds").sources_of(models)
@@ -274,6 +279,77 @@ def test_out_of_memory_is_passed_on_with_a_word_on_the_node(bridge, monkeypatch)
     ):
         raise training.mm.OOM_EXCEPTION("out of memory, and what to do")
     assert said[-1] == "out of memory, and what to do"
+
+
+def test_cancel_is_noticed_at_the_first_event_after_it(bridge, monkeypatch):
+    """Counted in events, since no clock is alike: a cancelled training stops at the end of the iteration it is in."""
+    progress = bridge("progress")
+    events = __import__("pack.echodistill_core.training.events", fromlist=["StepDone"])
+    said, is_cancelled = [], []
+    monkeypatch.setattr(progress, "say", lambda node, text: said.append(text))
+    monkeypatch.setattr(progress.ProgressBar, "update_absolute", lambda *arguments: None)
+
+    def check():
+        if is_cancelled:
+            raise progress.mm.InterruptProcessingException
+
+    monkeypatch.setattr(progress.mm, "throw_exception_if_processing_interrupted", check)
+    listen = progress.NodeProgress("1", "distil", 40)
+    for step in range(13, 17):
+        listen(events.StepDone("distil", step, 40, {}))
+    is_cancelled.append(True)
+    with pytest.raises(progress.mm.InterruptProcessingException):
+        listen(events.StepDone("distil", 17, 40, {}))
+    assert said[0] == "distil: 13 of 40 (going on from 12)"
+    assert said[-1] == "distil: cancelled at 17 of 40, kept: Run goes on from there"
+
+
+def test_eight_bit_weights_with_scales_are_read_as_sampling_computes_with_them(bridge):
+    """ComfyUI's own function of the layer multiplies the scale in; the scale itself is no weight."""
+    weights = bridge("weights")
+    full = torch.linspace(-3, 3, 64).view(8, 8)
+    scale = torch.tensor(0.01)
+    stored = (full / scale).to(torch.float8_e4m3fn)
+
+    class Layer:
+        """As comfy.ops' layers with scales."""
+
+        def convert_weight(self, weight, inplace=False):
+            return weight.mul_(scale) if inplace else weight * scale
+
+    difference = torch.full((8, 8), 0.5)
+    entries = {
+        "diffusion_model.a.weight": [(stored, Layer().convert_weight)],
+        "diffusion_model.a.scale_weight": [(scale, None)],
+        "diffusion_model.b.weight": [(stored, Layer().convert_weight), (1.0, ("diff", (difference,)), 1.0, None, None)],
+        "diffusion_model.c.weight": [(full, None)],
+        "diffusion_model.scaled_fp8": [(torch.zeros(0), None)],
+    }
+    found = weights.network_tensors(
+        SimpleNamespace(get_key_patches=lambda prefix: entries), weights.UNET_PREFIX
+    ).tensors
+    expected = (stored.float() * scale).half()
+    assert set(found) == {"a.weight", "b.weight", "c.weight"}
+    assert torch.equal(found["a.weight"], expected)
+    assert torch.allclose(found["b.weight"].float(), expected.float() + difference, atol=2e-3)
+    assert torch.equal(found["c.weight"], full)
+
+
+def test_the_family_of_connected_models_is_named_by_what_they_are(bridge, monkeypatch):
+    """SD 1.5 was recorded as sd-turbo, so that sampling chose SD-Turbo and refused the adapter."""
+    kinds = bridge("kinds")
+    known = __import__("pack.echodistill_core.models.architectures", fromlist=["SD1", "SD2"])
+    monkeypatch.setattr(kinds, "check_vae", lambda *arguments: None)
+    for architecture, predicts, family in (
+        (known.SD1, "epsilon", "custom"),
+        (known.SD2, "v_prediction", "sd-turbo"),
+        (known.SD2, "epsilon", "sd-turbo-base"),
+    ):
+        monkeypatch.setattr(kinds, "architecture_of", lambda model, found=architecture: found)
+        monkeypatch.setattr(kinds, "prediction_of", lambda model, socket, found=predicts: found)
+        monkeypatch.setattr(kinds, "embedding_table", lambda clip, width=architecture.text_width: torch.zeros(1, width))
+        part = SimpleNamespace(first_stage_model=1, patcher=1)
+        assert kinds.sources_of(bridge("sockets").Models(part, part, part, part)).family == family
 
 
 def test_settings_left_alone_are_not_chosen(bridge):

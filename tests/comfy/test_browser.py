@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tools.templates import WORKFLOWS
 from tools.workflows import FOLDER
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt-get install chromium)")
 
-TEMPLATE = "1_miniature"
+TEMPLATE = "1 Learn a toy without downloads"
 # A whole training takes a minute; ECHODISTILL_SCREENSHOTS names a folder for pictures of one, for the README.
 SCREENSHOTS = os.environ.get("ECHODISTILL_SCREENSHOTS", "")
 ITERATIONS = 200 if SCREENSHOTS else 4
@@ -42,6 +43,17 @@ def screenshot(page, name):
     if SCREENSHOTS:
         Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=f"{SCREENSHOTS}/{name}.png")
+
+
+def test_the_pack_lists_its_templates_in_their_order(page):
+    """The server names them as the disk does."""
+    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text("ComfyUI-EchoDistill").first.click()
+    page.get_by_test_id(f"template-workflow-{TEMPLATE}").wait_for()
+    cards = page.locator("[data-testid^='template-workflow-']").all()
+    assert [card.get_attribute("data-testid").removeprefix("template-workflow-") for card in cards] == list(WORKFLOWS)
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(1000)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +116,43 @@ def test_advanced_inputs_are_folded_away_and_saved_all_the_same(opened):
     assert opened.evaluate(shown) == folded
 
 
+def set_widget(page, node, widget, value):
+    page.evaluate(
+        "([n, k, v]) => app.graph._nodes.find(m => m.type == n).widgets.find(w => w.name == k).value = v",
+        [node, widget, value],
+    )
+
+
+def run(page):
+    page.get_by_role("button", name="Run", exact=True).first.click()
+
+
+TEXT = """type => (app.graph._nodes.find(n => n.type == type).widgets
+    .find(w => w.name == '$$node-text-preview') || {value: null}).value"""
+HEIGHT = "type => app.graph._nodes.find(n => n.type == type).size[1]"
+
+
+@pytest.mark.parametrize(
+    ("widget", "value", "right", "words"),
+    [
+        ("folder", "gone", "none", "is no folder of ComfyUI's input folder"),  # refused before anything runs
+        ("placeholder", "dog", "<new1>", "already a word of the vocabulary"),  # by the node itself
+    ],
+)
+def test_a_mistake_is_told_on_the_node_which_makes_room_for_it(opened, widget, value, right, words):
+    node = "LoadReferenceImages"
+    committed = json.loads((FOLDER / f"{TEMPLATE}.json").read_text(encoding="utf-8"))["nodes"]
+    (without_text,) = [n["size"][1] for n in committed if n["type"] == node]
+    set_widget(opened, node, widget, value)
+    run(opened)
+    opened.wait_for_function(f"type => (({TEXT})(type) || '').includes(`{words}`)", arg=node)
+    opened.wait_for_timeout(500)
+    assert opened.evaluate(HEIGHT, node) > without_text
+    opened.keyboard.press("Escape")  # the older front end's dialog
+    opened.wait_for_timeout(500)
+    set_widget(opened, node, widget, right)
+
+
 def test_run_trains_and_shows_pictures(opened):
     opened.evaluate(
         "n => app.graph._nodes.find(m => m.type == 'EchoDistillTrain').widgets"
@@ -116,7 +165,7 @@ def test_run_trains_and_shows_pictures(opened):
         if not SCREENSHOTS
         else "() => 0"
     )
-    opened.get_by_role("button", name="Run", exact=True).first.click()
+    run(opened)
     if SCREENSHOTS:
         opened.wait_for_timeout(25_000)
         opened.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
@@ -130,5 +179,25 @@ def test_run_trains_and_shows_pictures(opened):
         "app.graph._nodes.find(n => n.type == 'EchoDistillTrain').widgets.map(w => String(w.value)).join('\\n')"
     )
     assert f"{ITERATIONS} iterations" in text
+    # What was said of the mistakes before is gone from the node.
+    assert "5 photographs of a" in opened.evaluate(TEXT, "LoadReferenceImages")
     errors = opened.evaluate("app.lastNodeErrors ? Object.keys(app.lastNodeErrors).length : 0")
     assert errors == 0
+
+
+def test_a_reminder_takes_no_room_from_the_prompt_and_goes_away(opened):
+    """It squeezed the prompt to one line, and stayed after a run that needed none."""
+    node = "OneStepSample"
+    before = opened.evaluate(HEIGHT, node)
+    rows = "() => [...document.querySelectorAll('textarea')].find(t => t.value.startsWith('photo')).clientHeight"
+    prompt_height = opened.evaluate(rows)
+    set_widget(opened, node, "prompt", "photo of a mug in the snow")
+    run(opened)
+    opened.wait_for_function(f"type => (({TEXT})(type) || '').includes('no learned subject')", arg=node)
+    opened.wait_for_timeout(1000)
+    assert opened.evaluate(HEIGHT, node) > before
+    assert opened.evaluate(rows) >= prompt_height
+    set_widget(opened, node, "prompt", "photo of a <new1> mug in the snow")
+    run(opened)
+    opened.wait_for_function(f"type => ({TEXT})(type) === null", arg=node)
+    assert opened.evaluate(HEIGHT, node) == before

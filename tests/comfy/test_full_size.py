@@ -116,7 +116,7 @@ def test_load_checkpoint_adapter_and_sampling_equal_the_core(full, serve):
         ),
         "keep": graphs.node("SaveLatent", samples=["sample", 1], filename_prefix="full"),
     }
-    outcome = server.run(graph, seconds=900)
+    outcome = server.run(graph)
     assert not outcome.error
     found = graphs.read_latent(next((full / "output").glob("full_*.latent")))
 
@@ -157,7 +157,7 @@ def test_one_iteration_of_training_at_64_pixels(full, serve):
         "clip": ["teacher", 1],
         "vae": ["student", 2],
     }
-    outcome = server.run(graph, seconds=1500)
+    outcome = server.run(graph)
     assert not outcome.error
     (run,) = (full / "output" / "echodistill").iterdir()
     adapter = read_adapter(run / "distil" / "student.safetensors")
@@ -187,7 +187,7 @@ def test_scores_by_dreambooths_protocol_are_the_cores(full, serve):
             ),
         }
 
-    outcome = server.run(scored("dreambooth"), seconds=300)
+    outcome = server.run(scored("dreambooth"))
     assert not outcome.error
     assert "backbones are missing" in server.run(scored("authors")).error
     names = {"clip-vit-b-32", "dino"}

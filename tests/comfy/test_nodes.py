@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -15,7 +16,7 @@ NODES = {
     "LoadReferenceImages": ["ECHO_CONCEPT", "IMAGE"],
     "EchoDistillTrain": ["ECHO_RUN", "ECHO_ADAPTER", "IMAGE", "IMAGE"],
     "EchoStage": ["ECHO_RUN", "ECHO_ADAPTER", "IMAGE", "IMAGE"],
-    "LoadEchoAdapter": ["MODEL", "CLIP", "STRING"],
+    "LoadEchoAdapter": ["MODEL", "CLIP", "STRING", "ECHO_ADAPTER"],
     "OneStepSample": ["IMAGE", "LATENT"],
     "LoadMiniature": ["MODEL", "MODEL", "CLIP", "VAE", "IMAGE"],
     "SaveEchoAdapter": ["STRING"],
@@ -76,6 +77,30 @@ def test_defaults_and_ranges_are_the_settings_own(info):
     assert widgets["guidance_scale"][1]["max"] == 50.0
 
 
+@pytest.mark.parametrize(
+    ("term", "node"),
+    [
+        ("dreambooth", "EchoDistillTrain"),
+        ("personalize", "EchoDistillTrain"),
+        ("textual inversion", "EchoDistillTrain"),
+        ("lora", "LoadEchoAdapter"),
+        ("subject", "LoadReferenceImages"),
+        ("turbo", "OneStepSample"),
+    ],
+)
+def test_the_words_that_people_search_for_find_the_nodes(info, term, node):
+    if "search_aliases" not in info["KSampler"]:
+        pytest.skip("this ComfyUI's schema knows no search_aliases")
+    assert term in info[node]["search_aliases"]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_help_page_fits_into_its_panel(server, name):
+    """The panel is 380 pixels wide: a table of four columns leaves seven letters for the text."""
+    page = server.fetch(f"extensions/ComfyUI-EchoDistill/docs/{name}.md").decode()
+    assert not [line for line in page.splitlines() if line.startswith("|")]
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_every_node_has_a_help_page_that_the_front_end_finds(server, info, name):
     page = server.fetch(f"extensions/ComfyUI-EchoDistill/docs/{name}.md").decode()
@@ -105,5 +130,5 @@ def test_workflows_are_listed_with_a_thumbnail_each(server):
     assert sorted(listed) == there
     assert len(there) >= 6
     for name in there:
-        json.loads(server.fetch(f"api/workflow_templates/ComfyUI-EchoDistill/{name}.json"))
+        json.loads(server.fetch(f"api/workflow_templates/ComfyUI-EchoDistill/{quote(name)}.json"))
         assert (PACK / "workflows" / f"{name}.jpg").is_file()

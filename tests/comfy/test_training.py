@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from pathlib import Path
 
 import graphs
@@ -112,30 +111,31 @@ def test_the_same_inputs_return_the_finished_run(trained, server, info, base):
     assert (trained[1] / "distil" / "log.jsonl").stat().st_mtime_ns == log
 
 
-def test_cancel_stops_within_an_iteration_and_the_next_run_goes_on_to_the_same_result(server, info, base):
+def test_cancel_keeps_what_was_learned_and_the_next_run_goes_on_to_the_same_result(server, info, base):
     before = runs(base)
     cancelled = []
 
     def cancel(outcome):
         if not cancelled and any("train" in text for text in outcome.texts) and outcome.previews:
-            cancelled.append(time.monotonic())
+            cancelled.append(len(outcome.previews))
             server.post("interrupt", {})
 
     graph = graphs.training(info, iterations=40, seed=7, preview_every=1)
     outcome = server.run(graph, during=cancel)
     assert outcome.interrupted
-    assert time.monotonic() - cancelled[0] < 5
     (folder,) = runs(base) - before
     assert (folder / "distil" / "checkpoint.safetensors").is_file()
     assert not (folder / "distil" / "student.safetensors").exists()
     steps = len((folder / "distil" / "log.jsonl").read_text().splitlines())
-    assert 0 < steps < 40
+    assert cancelled[0] <= steps < 40
+    last = [text for node, text in outcome.texts if node == "train"][-1]
+    assert last == f"distil: cancelled at {steps} of 40, kept: Run goes on from there"
 
     resumed = server.run(graph)
     assert not resumed.error
     assert runs(base) - before == {folder}
     began = [text for node, text in resumed.texts if node == "train" and "of 40" in text]
-    assert int(began[0].split(":")[1].split("of")[0]) > steps
+    assert began[0].startswith(f"distil: {steps + 1} of 40 (going on from {steps})")
 
     # What an uninterrupted run of the core gives.
     whole = core_run(base, base / "whole", iterations=40, seed=7)
@@ -198,12 +198,10 @@ def test_a_killed_server_finds_its_finished_run(comfyui, base, info, trained, tm
     second = Server(comfyui, base, tmp_path / "log.txt").start()
     try:
         log = (trained[1] / "distil" / "log.jsonl").stat().st_mtime_ns
-        began = time.monotonic()
         outcome = second.run(graphs.training(info))
         assert not outcome.error
         assert "train" in outcome.ran
         assert (trained[1] / "distil" / "log.jsonl").stat().st_mtime_ns == log
-        assert time.monotonic() - began < 30
     finally:
         second.kill()
 

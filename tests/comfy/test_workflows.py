@@ -62,9 +62,37 @@ def test_a_committed_workflow_has_a_note_and_runs(server, info, adapter, name):
     assert all(outcome.outputs[key]["images"] for key in shown)
 
 
-def test_the_thumbnails_are_small_pictures():
+def test_the_third_template_opens_what_the_first_one_saved(server, info, base):
+    """As they are committed, on a server on which nothing else was saved under that name."""
+    for path in (base / "output" / "loras").glob("toy_*"):
+        path.unlink()
+    first, _, third, *_ = WORKFLOWS
+    prompt = prompt_of(committed(first), info)
+    for node in prompt.values():
+        if node["class_type"] == "EchoDistillTrain":
+            node["inputs"] |= {**SHORT, "seed": 5}
+    assert not server.run(prompt).error
+    outcome = server.run(prompt_of(committed(third), info))
+    assert not outcome.error
+    texts = [output["text"][0] for output in outcome.outputs.values() if "text" in output]
+    assert texts[0].startswith("prompt_stub")
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1920, 1080)])
+def test_every_template_opens_at_a_zoom_at_which_labels_are_drawn(name, width, height):
+    """The front end fits a template into three quarters of its window, and below 8 / 14 it draws no labels."""
+    nodes = committed(name)["nodes"]
+    right, bottom = (max(node["pos"][i] + node["size"][i] for node in nodes) for i in (0, 1))
+    left, top = (min(node["pos"][i] for node in nodes) for i in (0, 1))
+    title = 30  # pixels of a node's title, above its position
+    assert min(0.75 * width / (right - left), 0.75 * height / (bottom - top + title)) > 8 / 14
+
+
+def test_the_thumbnails_are_small_pictures_of_their_own():
     from PIL import Image
 
+    assert len({path.read_bytes() for path in FOLDER.glob("*.jpg")}) == len(WORKFLOWS)
     for path in Path(FOLDER).glob("*.jpg"):
         assert path.stat().st_size < 200_000
         with Image.open(path) as picture:
