@@ -123,7 +123,21 @@ class OneStepSample(io.ComfyNode):
             raise InputError(f"denoise is {denoise}, which draws nothing anew; expected 0.1 or more.")
         latent = _start(vae, image, width, height, batch_size)
         samples = sample(model, encode(clip, prompt), latent, sigmas, seed)
-        return io.NodeOutput(vae.decode(samples), {"samples": samples})
+        _check_finite(samples, "the model or an adapter on it")
+        images = vae.decode(samples)
+        _check_finite(images, "the VAE")
+        return io.NodeOutput(images, {"samples": samples})
+
+
+def _check_finite(values: torch.Tensor, whose: str) -> None:
+    """Raise InputError for NaN and infinity, which would be saved as black and white pictures."""
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise InputError(
+            f"there is no picture: {whose} gave NaN or infinity ({bad} of {values.numel()} values); expected finite "
+            "numbers. Its file is damaged, or it computes with too little precision: load another file, or start "
+            "ComfyUI with --force-fp32 or --fp32-vae."
+        )
 
 
 def _start(vae: Any, image: Any, width: int, height: int, batch_size: int) -> torch.Tensor:

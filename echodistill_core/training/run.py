@@ -124,6 +124,24 @@ class Run:
                 f"the run {self.folder} was trained on other models: {differences(there, here)}; give it back its own."
             )
 
+    def check_backbones(self, found: Mapping[str, str]) -> None:
+        """Record the fingerprints of the frozen backbones, by role, or compare them with those it was begun with.
+
+        Raises InputError where they are others: their features decide what a run learns. Runs of earlier versions do
+        not hold them.
+        """
+        there = self.record.get("backbones")
+        if there is None:
+            self.record["backbones"] = dict(found)
+            self.save()
+            return
+        differing = [role for role in found if there.get(role, found[role]) != found[role]]
+        if differing:
+            raise InputError(
+                f"the run {self.folder} was begun with other files of the backbones {', '.join(differing)}; give it "
+                "back its own, or train into a new folder."
+            )
+
     @property
     def begun_echo(self) -> dict[str, Any] | None:
         """The settings that its echoing stage was begun with, or None. Without its folder nothing is left of it,

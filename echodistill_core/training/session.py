@@ -14,6 +14,7 @@ from ..concept.prompts import TEMPLATES, caption
 from ..devices import pick_device
 from ..errors import DamagedRunError, InputError
 from ..models.family import Family
+from ..models.fingerprint import sampled_fingerprint
 from ..models.sources import ModelSources, backbone_source
 from ..perception.backbones import Backbone
 from ..perception.load import Place, load_backbones
@@ -65,6 +66,7 @@ def train(
     # Looked for before a new folder is made, so that a failed start leaves nothing behind.
     backbones = _backbones(settings, sources, places)
     run = create_or_resume(folder, settings, sources, images, family, start)
+    run.check_backbones(_fingerprints(backbones))
     with _training(family, backbones, settings, begun) as state:
         longest = max(TEMPLATES, key=len)
         family.text.warn_of_unread([caption(longest, settings.placeholder, settings.class_noun)])
@@ -96,6 +98,7 @@ def echo(
     if run.is_finished("echo"):
         return run
     backbones = _backbones(distil, run.sources, places)
+    run.check_backbones(_fingerprints(backbones))
     with _training(family, backbones, distil, begun) as state:
         add_prior(state, run, listen)
         fresh_critics = {n: p.detach().clone() for n, p in state.critics.named_parameters()}
@@ -153,6 +156,10 @@ def _backbones(
     settings: TrainSettings, sources: ModelSources, places: Mapping[str, Place] | None
 ) -> dict[str, Backbone]:
     return load_backbones(needed_backbones(settings), backbone_source(sources) if places is None else places)
+
+
+def _fingerprints(backbones: Mapping[str, Backbone]) -> dict[str, str]:
+    return {role: sampled_fingerprint(backbone.state_dict()) for role, backbone in backbones.items()}
 
 
 @contextmanager

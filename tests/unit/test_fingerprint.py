@@ -132,3 +132,32 @@ def test_an_adapter_that_does_not_say_is_not_doubted(tmp_path, train_tiny, tiny_
         if said is None:
             del adapter.metadata["base_blocks"]
         assert other_layers(adapter, {"conv_in": "0"}) == ""
+
+
+def test_a_run_does_not_go_on_with_other_backbones(tmp_path, train_tiny, monkeypatch):
+    """Their features decide what is learned; another file of the same shapes would change the result in silence."""
+    from echodistill_core.training import session
+    from echodistill_core.training.events import StepDone
+
+    class StopError(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, StepDone) and event.step == 1:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train_tiny(tmp_path / "run", iterations=2, listen=stop)
+    load = session.load_backbones
+
+    def others(*arguments):
+        backbones = load(*arguments)
+        weight = next(iter(backbones["dino"].encoder.parameters()))
+        weight.data = with_change(weight.data)
+        return backbones
+
+    monkeypatch.setattr(session, "load_backbones", others)
+    with pytest.raises(InputError, match=r"was begun with other files of the backbones dino; give it back its own"):
+        train_tiny(tmp_path / "run", iterations=2)
+    monkeypatch.undo()
+    assert train_tiny(tmp_path / "run", iterations=2).is_finished("distil")
