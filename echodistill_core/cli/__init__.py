@@ -33,11 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _wait_without_spinning() -> None:
+    """Let threads that wait for others sleep after 1000 turns in place of 300000, before torch loads its OpenMP.
+
+    Spinning threads take the cores that the others need: beside two busy programs on two cores, training took twice as
+    long (docs/results.md). A user's own setting wins. OpenMP libraries other than GNU's do not read this.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def run(options: argparse.Namespace) -> int:
     """Carry out parsed options. The commands' imports take seconds, so --help and mistakes do not wait for them."""
     if options.command == "demo":
         print("starting", file=sys.stderr)  # or a newcomer would wonder for those seconds
 
+    _wait_without_spinning()
     import torch
 
     from . import commands

@@ -31,7 +31,7 @@ class Found:
     note: str = ""
 
 
-def look(source: str | Path | Sequence[str | Path]) -> list[Found]:
+def resolve_source(source: str | Path | Sequence[str | Path]) -> list[Found]:
     """What `source` names, in the order of `find_photographs`, with those that cannot be opened among them.
 
     Raises InputError as `find_photographs` does, but not where a folder holds only such as cannot be opened.

@@ -18,7 +18,7 @@ from ..messages import shortened
 from .decoding import MAX_PIXELS as MAX_PIXELS
 from .decoding import MIN_SIDE as MIN_SIDE
 from .decoding import UnusableError, decode
-from .finding import look, why_not_a_file
+from .finding import resolve_source, why_not_a_file
 
 CROPS = ("center", "squash")
 
@@ -44,7 +44,7 @@ def find_photographs(source: str | Path | Sequence[str | Path]) -> list[Path]:
     Raises InputError for a path that is missing or neither file nor folder, for a link that leads nowhere, for a folder
     that cannot be listed, is empty or holds no image file, and for an empty list.
     """
-    found = look(source)
+    found = resolve_source(source)
     paths = [entry.path for entry in found if not entry.reason]
     if not paths:
         raise _none_usable(source, [UnusableError(entry.path, entry.reason) for entry in found])
@@ -80,7 +80,7 @@ def load_photographs(source: str | Path | Sequence[str | Path], limit: int = 0) 
     left_out: list[UnusableError] = []
     notes: dict[str, list[str]] = {}
     read: list[Path] = []
-    for entry in look(source):
+    for entry in resolve_source(source):
         try:
             if entry.reason:
                 raise UnusableError(entry.path, entry.reason)

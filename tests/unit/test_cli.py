@@ -694,6 +694,21 @@ def test_flags_reach_the_settings_over_the_preset():
     assert chosen.image_every == 1  # the flag wins over the preset
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_waiting_threads_are_told_to_sleep_before_torch_is_loaded(tmp_path, given, found):
+    """OpenMP reads it once, when torch loads it: a stand-in for torch says what was there by then."""
+    (tmp_path / "torch.py").write_text("import os; raise SystemExit(str(os.environ.get('GOMP_SPINCOUNT')))")
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment |= {**given, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(echodistill_core.__file__).parents[1]}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "echodistill_core", "info", "x"], env=environment, capture_output=True, text=True
+    )
+    assert done.stderr.strip() == found
+
+
 def test_help_and_version_need_no_models(capsys):
     for flags in (["--help"], ["--version"], ["download", "--help"]):
         with pytest.raises(SystemExit) as caught:
