@@ -8,6 +8,7 @@ const WIDGET = "$$node-text-preview"; // ComfyUI's own, made at a node's first t
 const LINE = 17; // pixels of a line, at the front end's font size
 const LETTER = 6.4;
 const MARGIN = 24;
+const HIGHEST = 210; // the front end scrolls what is longer
 
 function ours(id) {
   const node = app.graph?.getNodeById?.(Number(id)) ?? app.graph?.getNodeById?.(id);
@@ -48,7 +49,7 @@ function place(node, text) {
   if (index < 0) return;
   const widget = node.widgets[index];
   const before = node.echodistillTextHeight ?? 0;
-  const after = text ? lines(text, node.size[0]) * LINE + MARGIN : 0;
+  const after = text ? Math.min(HIGHEST, lines(text, node.size[0]) * LINE + MARGIN) : 0;
   if (text) {
     widget.options.getMinHeight = () => after;
     widget.options.getMaxHeight = () => after;
@@ -96,6 +97,12 @@ function clearMistakes() {
   }
 }
 
+// ComfyUI sends the text of a node that it took from its cache again, but not as progress.
+function executed({ detail }) {
+  const text = detail.output?.text;
+  if (ours(detail.node) && Array.isArray(text)) say(String(detail.node), text.join("\n"));
+}
+
 function failed({ detail }) {
   const node = ours(detail.node_id);
   if (node) node.echodistillFailed = true;
@@ -116,6 +123,7 @@ app.registerExtension({
     });
     api.addEventListener("execution_start", clearMistakes);
     api.addEventListener("execution_error", failed);
+    api.addEventListener("executed", executed);
     const queuePrompt = app.queuePrompt;
     app.queuePrompt = async function (...args) {
       const result = await queuePrompt.apply(this, args);
