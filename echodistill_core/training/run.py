@@ -16,21 +16,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..concept.images import ImageSet
 from ..errors import DamagedRunError, InputError
-from ..files import append_line, remove_leftovers, write_bytes, write_json, write_text
-from ..messages import quoted
+from ..files import append_line, remove_leftovers, write_json, write_text
 from ..models.family import Family
 from ..models.sources import ModelSources
 from ..settings import EchoSettings, TrainSettings, determining, from_options
-from ..tensorfile import read_header
 from .identity import (
     as_known_to,
     differences,
@@ -38,9 +34,8 @@ from .identity import (
     file_fingerprint,
     fingerprint_of,
     inputs_identity,
-    run_identity,
 )
-from .pngs import read_pngs, write_png
+from .pngs import read_pngs
 
 FORMAT_VERSION = 1
 STAGES = ("distil", "echo")
@@ -113,7 +108,7 @@ class Run:
         here = as_known_to(there, inputs_identity(settings, images))
         known = {name: there[name] for name in here if name in there}
         if known != here:
-            raise _another_run(self.folder, known, here)
+            raise another_run(self.folder, known, here)
 
     def check_family(self, family: Family) -> None:
         """Raise InputError where these are not the models that the run was trained on."""
@@ -258,108 +253,9 @@ def _damaged(folder: Path, how: str) -> DamagedRunError:
     )
 
 
-def create_or_resume(
-    folder: str | Path,
-    settings: TrainSettings,
-    sources: ModelSources,
-    images: ImageSet,
-    family: Family,
-    start: Mapping[str, Path] | None = None,
-) -> Run:
-    """The run in this folder: begun anew where there is none, or opened where it is the same run.
-
-    start: by role, the adapter files to begin from; the run keeps copies of its own.
-    Raises InputError where the folder holds another run, saying what differs, or anything else.
-    """
-    folder = Path(folder)
-    identity = run_identity(settings, images, family, start)
-    damaged = _set_aside_damaged(folder, fingerprint_of(identity))
-    if (folder / "run.json").is_file():
-        run = open_run(folder)
-        there = run.record["identity"]
-        asked = as_known_to(there, identity)
-        if run.record["fingerprint"] != fingerprint_of(asked):
-            raise _another_run(folder, there, asked)
-        run.remove_leftovers()
-        _save_photographs(run, images)
-        _save_start(run, start or {})
-        # Only settings without influence on the result can differ here, and the newest of those hold.
-        newest = {"settings": dataclasses.asdict(settings), "sources": dataclasses.asdict(sources)}
-        if any(run.record[name] != value for name, value in newest.items()):
-            run.record.update(newest)
-            run.save()
-        return run
-    if not damaged:
-        check_new_folder(folder)
-    record = {
-        "format_version": FORMAT_VERSION,
-        "echodistill_version": __version__,
-        "fingerprint": fingerprint_of(identity),
-        "identity": identity,
-        "settings": dataclasses.asdict(settings),
-        "sources": dataclasses.asdict(sources),
-        "photographs": list(images.names),
-        "echo": None,
-        "finished": {},
-    }
-    run = Run(folder, record)
-    run.save()
-    _save_photographs(run, images)
-    _save_start(run, start or {})
-    return run
-
-
-def _set_aside_damaged(folder: Path, fingerprint: str) -> bool:
-    """Rename a run.json that cannot be read, so that it can be written anew; whether there was one.
-
-    Raises DamagedRunError where a checkpoint in the folder shows that the run had another fingerprint.
-    """
-    if not (folder / "run.json").is_file():
-        return False
-    try:
-        open_run(folder)
-    except DamagedRunError as error:
-        checkpoint = folder / "distil" / CHECKPOINT
-        if checkpoint.is_file():
-            there = read_header(checkpoint).metadata.get("fingerprint")
-            if there != fingerprint:
-                raise DamagedRunError(
-                    f"{str(error).rstrip('.')}; but these settings, photographs or models are not the run's own "
-                    f"(fingerprint {fingerprint}, its checkpoint has {quoted(there)})."
-                ) from error
-        (folder / "run.json").replace(folder / "run.json.damaged")
-        warnings.warn(
-            f"{folder / 'run.json'} could not be read and is written anew; the old file is run.json.damaged",
-            stacklevel=4,
-        )
-        return True
-    return False
-
-
-def check_new_folder(folder: Path) -> None:
-    """Raise InputError where no run can begin in this folder: it is a file, or holds something but no run."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out folder {folder} is a file; expected a new or empty folder.")
-    remove_leftovers(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"out folder {folder} is not empty and holds no run; choose a new or empty folder.")
-
-
-def _another_run(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> InputError:
+def another_run(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> InputError:
+    """The error for a folder that holds a run of another identity, with what differs."""
     return InputError(
         f"out folder {folder} holds another run: {differences(there, here)}; "
         "choose another folder, or the same settings and photographs to go on with it."
     )
-
-
-def _save_photographs(run: Run, images: ImageSet) -> None:
-    for i, image in enumerate(images.pixels):
-        if not (run.folder / "photographs" / f"{i:03d}.png").is_file():
-            write_png(run.folder / "photographs" / f"{i:03d}.png", image)
-
-
-def _save_start(run: Run, start: Mapping[str, Path]) -> None:
-    for role, path in start.items():
-        kept = run.folder / "start" / f"{role}.safetensors"
-        if not kept.is_file():
-            write_bytes(kept, path.read_bytes())

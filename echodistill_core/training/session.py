@@ -26,7 +26,8 @@ from .events import Listener
 from .loop import train_stage
 from .memory import explained
 from .prior import add_prior
-from .run import CHECKPOINT, Run, check_new_folder, create_or_resume, open_run
+from .resume import check_new_folder, create_or_resume
+from .run import CHECKPOINT, Run, open_run
 from .start import Start, read_start
 from .state import TrainState, check_learns, needed_backbones, new_optimizers, new_state
 

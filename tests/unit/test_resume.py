@@ -34,7 +34,7 @@ from echodistill_core.models.tiny import tiny_checkpoint
 from echodistill_core.perception.load import load_backbones
 from echodistill_core.settings import EchoSettings, TrainSettings, determining
 from echodistill_core.tensorfile import read_header, read_tensors, write_tensors
-from echodistill_core.training import run, session, steps
+from echodistill_core.training import resume, run, session, steps
 from echodistill_core.training.batches import TrainingImages
 from echodistill_core.training.checkpoint import load_checkpoint, save_checkpoint
 from echodistill_core.training.events import CheckpointSaved, LossesLogged, PoolProgress, StepDone
@@ -415,7 +415,7 @@ def reopened(folder, pictures=None, **overrides):
     images = session.square_images(
         (pictures or photographs())[: chosen.max_photographs or None], chosen.resolution or 64, chosen.crop
     )
-    return run.create_or_resume(folder, chosen, SOURCES, images, family)
+    return resume.create_or_resume(folder, chosen, SOURCES, images, family)
 
 
 @pytest.mark.parametrize("name", [n for n in determining(settings()) if n not in ("resolution", "max_photographs")])
