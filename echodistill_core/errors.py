@@ -27,3 +27,7 @@ class StorageError(EchoDistillError, OSError):
 
 class DivergedError(EchoDistillError, ArithmeticError):
     """A loss or a picture became NaN or infinite; nothing of it is written, and the last good checkpoint is kept."""
+
+
+class Notice(UserWarning):
+    """What a user should know though nothing fails. The command line prints it as a line, a node shows it."""

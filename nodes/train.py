@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +154,7 @@ def _known_run(folder: Path) -> Run | None:
     try:
         return open_run(folder) if (folder / "run.json").is_file() else None
     except DamagedRunError as error:
-        warnings.warn(str(error), stacklevel=2)
+        note(str(error))
         return None  # training writes its run.json anew
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, Notice
 from ..messages import listed, shortened
 from ..models.family import Denoiser, Family
 from ..models.fingerprint import differing_blocks
@@ -126,7 +126,7 @@ def check_fit(
         check_base(adapter, found, f"{role} {denoiser.origin}", remedy)
         difference = other_layers(adapter, family.blocks(role))
         if difference:
-            warnings.warn(difference, stacklevel=4)
+            warnings.warn(difference, category=Notice, stacklevel=4)
 
 
 def other_layers(adapter: Adapter, blocks: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..errors import Notice
 from ..training.events import Event, Listener, LossesLogged, PoolProgress, StepDone, latest
 
 SHOWN = ("teacher", "alignment", "student", "fool_dino", "fool_dinov2", "fool_clip")
@@ -89,13 +90,13 @@ def say(text: str) -> None:
 
 @contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Print this package's warnings, as they come, as one line each instead of Python's two with a source line."""
+    """Print this package's notices, as they come, as one line each instead of Python's two with a source line."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always", Notice)
         others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if category is UserWarning:
+            if issubclass(category, Notice):
                 say(f"warning: {message}")
             else:
                 others(message, category, *where, **more)

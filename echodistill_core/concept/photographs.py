@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, Notice
 from ..messages import shortened
 from .decoding import MAX_PIXELS as MAX_PIXELS
 from .decoding import MIN_SIDE as MIN_SIDE
@@ -60,7 +60,7 @@ def load_photograph(path: str | Path) -> Photograph:
     """
     photograph, notes = _load(Path(path))
     if notes:
-        warnings.warn(f"about photograph {shortened(path)}: {'; '.join(notes)}.", stacklevel=2)
+        warnings.warn(f"about photograph {shortened(path)}: {'; '.join(notes)}.", category=Notice, stacklevel=2)
     return photograph
 
 
@@ -99,10 +99,12 @@ def load_photographs(source: str | Path | Sequence[str | Path], limit: int = 0) 
     for first, again in _duplicates(read):
         notes.setdefault(f"the same bytes as {shortened(first.name, 100)}", []).append(shortened(again.name, 100))
     if left_out:
-        warnings.warn(f"photographs left out because they could not be used: {_named(left_out)}.", stacklevel=2)
+        warnings.warn(
+            f"photographs left out because they could not be used: {_named(left_out)}.", category=Notice, stacklevel=2
+        )
     if notes:
         said = "; ".join(f"{', '.join(names)} ({note})" for note, names in notes.items())
-        warnings.warn(f"about the photographs: {said}.", stacklevel=2)
+        warnings.warn(f"about the photographs: {said}.", category=Notice, stacklevel=2)
     return photographs
 
 

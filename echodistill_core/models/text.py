@@ -18,7 +18,7 @@ from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
 from ..concept.prompts import subject
 from ..devices import sent
-from ..errors import InputError
+from ..errors import InputError, Notice
 from ..messages import quoted
 
 # A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
@@ -274,6 +274,7 @@ def warn_of_unread(prompt: str, most: int, count: Callable[[str], int]) -> None:
     warnings.warn(
         f"the prompt {quoted(prompt)} has more than the {most} tokens that the text encoder reads: "
         f"{quoted(' '.join(words[read:]))} at its end has no effect; shorten the prompt",
+        category=Notice,
         stacklevel=4,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..concept.images import ImageSet
-from ..errors import DamagedRunError, InputError
+from ..errors import DamagedRunError, InputError, Notice
 from ..files import remove_leftovers, write_bytes
 from ..messages import quoted
 from ..models.family import Family
@@ -93,6 +93,7 @@ def _set_aside_damaged(folder: Path, fingerprint: str) -> bool:
         (folder / "run.json").replace(folder / "run.json.damaged")
         warnings.warn(
             f"{folder / 'run.json'} could not be read and is written anew; the old file is run.json.damaged",
+            category=Notice,
             stacklevel=4,
         )
         return True

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import DTYPES, ONE_MEMORY, computes_bf16, pick_device, sent
-from ..errors import DivergedError, InputError
+from ..errors import DivergedError, InputError, Notice
 from ..losses.adversarial import CriticHead
 from ..models.family import Denoiser, Family
 from ..perception.backbones import Backbone
@@ -267,7 +267,7 @@ def _settle(
     dtype = DTYPES[settings.precision]
     if settings.precision == "bf16" and not computes_bf16(device):
         text = f"{device} has no instructions for bfloat16: precision bf16 halves memory there, but fp32 is faster."
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, category=Notice, stacklevel=3)
     family.to(device, dtype)
     for trained in weights.values():
         trained.install(device, dtype)

@@ -13,7 +13,7 @@ from typing import Any
 import comfy.model_management as mm
 from server import PromptServer
 
-from ...echodistill_core.errors import EchoDistillError
+from ...echodistill_core.errors import EchoDistillError, Notice
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def note(text: str) -> None:
 def shown_on_node(execute: Callable[..., Any]) -> Callable[..., Any]:
     """Let a node's `execute` show its warnings and errors on the node itself.
 
-    Every warning of the pack becomes a note. Its errors are said on the node and raised as NodeError, which ComfyUI
+    Every notice of the core becomes a note. Its errors are said on the node and raised as NodeError, which ComfyUI
     shows as `EchoDistill: ...`; those by which ComfyUI frees its memory are raised as they are.
     """
 
@@ -88,7 +88,7 @@ def shown_on_node(execute: Callable[..., Any]) -> Callable[..., Any]:
         token = _current.set(text)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("always", UserWarning)
+                warnings.simplefilter("always", Notice)
                 warnings.showwarning = _as_note(warnings.showwarning)
                 result = execute(cls, *args, **kwargs)
         except EchoDistillError as error:
@@ -107,7 +107,7 @@ def shown_on_node(execute: Callable[..., Any]) -> Callable[..., Any]:
 
 def _as_note(otherwise: Callable[..., None]) -> Callable[..., None]:
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if category is UserWarning:
+        if issubclass(category, Notice):
             note(str(message))
         else:
             otherwise(message, category, *where, **more)
