@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..echodistill_core.concept.prompts import subject
 from ..echodistill_core.errors import InputError
 from ..echodistill_core.messages import shortened
-from .bridge.kinds import check_vae
+from .bridge.kinds import check_vae, check_vae_finite
 from .bridge.node_text import note, shown_on_node
 from .bridge.sampling import STEPS, encode, sample, turbo_sigmas
 from .bridge.widgets import schema
@@ -117,6 +117,7 @@ class OneStepSample(io.ComfyNode):
     ) -> io.NodeOutput:
         """The pictures and their latents."""
         check_vae(vae, model)
+        check_vae_finite(vae)
         _remind_of_placeholder(clip, prompt)
         sigmas = turbo_sigmas(model, int(steps), denoise)
         if len(sigmas) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .bridge.places import NONE
 from .bridge.sockets import AdapterFiles, AdapterSocket
 from .bridge.widgets import schema
 
+LONGEST_NAME = 200  # bytes of a file name; a counter, the role and the ending follow
 LORAS = "loras"  # of the output folder, which ComfyUI lists among its loras
 
 
@@ -77,10 +79,16 @@ def _check_prefix(prefix: str) -> None:
     if not prefix.strip():
         raise InputError("filename_prefix is empty; write a name for the file, for instance dog.")
     root = (Path(folder_paths.get_output_directory()) / LORAS).resolve()
-    if "\0" in prefix or not (root / prefix).resolve().is_relative_to(root):
+    try:
+        target = (root / prefix).resolve()
+        leads_out = target == root or not target.is_relative_to(root) or prefix.endswith(("/", "\\"))
+        os.fsencode(prefix)
+    except (OSError, ValueError):  # a NUL byte, half of a surrogate pair, a name longer than the system allows
+        leads_out = True
+    if leads_out or any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(prefix).parts):
         raise InputError(
-            f"filename_prefix {quoted(prefix)} leads out of output/{LORAS}; choose a name without .. and without a "
-            "leading slash."
+            f"filename_prefix {quoted(prefix)} leads out of output/{LORAS}, or is no name of a file; choose a name "
+            f"without .. and without a slash at either end, of {LONGEST_NAME} letters at most."
         )
 
 

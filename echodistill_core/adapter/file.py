@@ -77,7 +77,7 @@ class Adapter:
         """The fingerprint of each block of the UNet that it was trained on; empty where the file does not say."""
         try:
             blocks = json.loads(self.metadata.get("base_blocks", "{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return blocks if isinstance(blocks, dict) else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from ..adapter.file import Adapter
 from ..training.run import STAGES, Run
 
 MOST_SHOWN = 1000  # characters of one fact
+MOST_LINES = 200  # of one mapping
 _FIRST = ("placeholder", "class_noun", "role", "stage", "iterations", "seed", "family", "base_model", "base_prediction")
 
 
@@ -44,19 +46,22 @@ def _from_json(text: str) -> Any:
     """The mapping that a text of metadata holds as JSON, or the text itself."""
     try:
         return json.loads(text) if text.startswith("{") else text
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
 def lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     """Facts as aligned lines; a mapping follows its name, indented."""
     width = min(max((len(name) for name in facts), default=0), 40)
-    for name, value in facts.items():
+    shown = dict(itertools.islice(facts.items(), MOST_LINES))
+    for name, value in shown.items():
         if isinstance(value, Mapping) and value:
             yield f"{indent}{_printable(name)}"
             yield from lines(value, indent + "  ")
         else:
             yield f"{indent}{_printable(name):<{width}}  {_brief(value)}".rstrip()
+    if len(facts) > len(shown):
+        yield f"{indent}... and {len(facts) - len(shown)} more"
 
 
 def _brief(value: Any) -> str:

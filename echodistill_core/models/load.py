@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.utils import convert_unet_state_dict_to_peft
 
 from ..errors import InputError
 from ..messages import listed, shortened
@@ -106,6 +107,21 @@ def _denoiser(checkpoint: Checkpoint, lora: str | Path | None, licence: str, war
     return Denoiser(unet, checkpoint.schedule, unet_fingerprint(tensors), checkpoint.origin, licence)
 
 
+def _check_all_merged(tensors: StateDict, unet: UNet2DConditionModel, path: Path) -> None:
+    """Raise InputError where a part of the LoRA for the UNet has no place in it: diffusers only logs that."""
+    named = convert_unet_state_dict_to_peft(
+        {n.removeprefix("unet."): t for n, t in tensors.items() if n[:5] == "unet."}
+    )
+    there = {name.split(".lora_")[0] for name, _ in unet.named_parameters() if ".lora_" in name}
+    left = [name for name in named if name.split(".lora_")[0] not in there]
+    unpaired = [n for n in named if ".lora_A." in n and n.replace(".lora_A.", ".lora_B.") not in named]
+    if left or unpaired:
+        raise InputError(
+            f"LoRA {path} does not fit the student: {len(left) + len(unpaired)} of its tensors for the UNet have no "
+            f"place there or no partner ({listed([*left, *unpaired])}); choose the LoRA of this student."
+        )
+
+
 def _fuse_lora(unet: UNet2DConditionModel, path: Path, warnings: list[str]) -> UNet2DConditionModel:
     """Merge a LoRA file of any layout that diffusers reads into a copy of the UNet's weights."""
     try:
@@ -124,6 +140,7 @@ def _fuse_lora(unet: UNet2DConditionModel, path: Path, warnings: list[str]) -> U
         StableDiffusionPipeline.load_lora_into_unet(tensors, alphas, unet)
     except Exception as error:
         raise InputError(f"LoRA {path} does not fit the student: {shortened(error, 400)}") from error
+    _check_all_merged(tensors, unet, path)
     others = [name for name in tensors if not name.startswith("unet.")]
     if others:
         warnings.append(

@@ -23,6 +23,7 @@ _SCALE = re.compile(r"^(.+\.)(?:scale_weight|weight_scale)$", re.DOTALL)
 _FORMAT = re.compile(r"(^|\.)comfy_quant$")
 # They scale what a layer reads where the device multiplies 8-bit floats; the weights do not depend on them.
 _INPUT_SCALE = re.compile(r"\.(scale_input|input_scale)$")
+_UNKNOWN_SCALE = re.compile(r"scale|amax|quant", re.IGNORECASE)
 _MARK = re.compile(r"(^|\.)scaled_fp8$")
 _FOREIGN = (
     (re.compile(r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.|\.SCB$|\.weight_format$"), "bitsandbytes"),
@@ -60,6 +61,7 @@ def dequantized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], orig
                     f"{origin}: tensor {shortened(name)} belongs to weights quantised by {whose}; {_EXPECTED}."
                 )
     _check_formats(tensors, metadata, origin)
+    _refuse_unknown_scales(tensors, origin)
     scales: dict[str, str] = {}
     for name in tensors:
         match = _SCALE.match(name)
@@ -94,6 +96,21 @@ def dequantized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], orig
     return result
 
 
+def _refuse_unknown_scales(tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse an 8-bit weight with a scale under a name that is not ComfyUI's: read without it, it would be wrong."""
+    for name in tensors:
+        layer, _, leaf = name.rpartition(".")
+        if not _UNKNOWN_SCALE.search(leaf) or any(p.search(name) for p in (_SCALE, _INPUT_SCALE, _MARK, _FORMAT)):
+            continue
+        for weight in (f"{layer}.weight", layer):
+            found = tensors.get(weight)
+            if found is not None and found.is_floating_point() and found.dtype.itemsize == 1:
+                raise InputError(
+                    f"{origin}: tensor {shortened(name)} scales the 8-bit weight {shortened(weight)} in a form that is "
+                    f"not known; {_EXPECTED}."
+                )
+
+
 def _precision(kept: Mapping[str, torch.dtype], prefix: str) -> torch.dtype:
     found: torch.dtype | None = None
     for name, dtype in kept.items():
@@ -103,11 +120,13 @@ def _precision(kept: Mapping[str, torch.dtype], prefix: str) -> torch.dtype:
 
 
 def _scale(scale: Tensor, name: str, origin: str) -> float:
-    value = float(scale.detach().float().reshape(-1)[0]) if scale.numel() == 1 and scale.is_floating_point() else 0.0
+    is_one = scale.numel() == 1 and scale.is_floating_point()
+    value = float(scale.detach().float().reshape(-1)[0]) if is_one else 0.0
     if not 0 < value < float("inf"):
+        which = f" and value {value:.4g}" if is_one else ""
         raise InputError(
-            f"{origin}: the scale {shortened(name)} has shape {shortened(tuple(scale.shape))}, type {scale.dtype} and "
-            f"value {value:.4g}; expected one positive number; take the file without quantisation."
+            f"{origin}: the scale {shortened(name)} has shape {shortened(tuple(scale.shape))}, type {scale.dtype}"
+            f"{which}; expected one positive number; take the file without quantisation."
         )
     return value
 

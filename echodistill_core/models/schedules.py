@@ -61,6 +61,11 @@ def _alphas_cumprod(scheduler: Mapping[str, Any], origin: str) -> Tensor:
             f"{origin}: {shortened(name)} is a scheduler of another noise process; expected one of betas over "
             f"{TIMESTEPS} timesteps, as DDPMScheduler or DDIMScheduler; choose another checkpoint."
         )
+    if scheduler.get("use_flow_sigmas"):
+        raise InputError(
+            f"{origin}: use_flow_sigmas states flow matching; expected a schedule of betas, as DDPMScheduler has; "
+            "choose another checkpoint."
+        )
     kind = scheduler.get("beta_schedule", "linear")
     if scheduler.get("trained_betas") is None and kind not in BETA_SCHEDULES:
         raise InputError(

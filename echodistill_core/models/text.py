@@ -21,6 +21,7 @@ from ..devices import sent
 from ..errors import InputError, Notice
 from ..messages import quoted
 
+LONGEST_WORD = 30  # letters; more without a space between them are no word to be named as a whole
 # A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
 _PLACEHOLDER = re.compile(r"[^\s():,|\\/\"']+")
 
@@ -269,11 +270,13 @@ def warn_of_unread(prompt: str, most: int, count: Callable[[str], int]) -> None:
     """
     if count(prompt) <= most:
         return
-    words = prompt.split()
-    read = bisect_right(range(len(words) + 1), most, key=lambda n: count(" ".join(words[:n]))) - 1
+    read = bisect_right(range(len(prompt) + 1), most, key=lambda n: count(prompt[:n])) - 1
+    # From the beginning of the word that is cut, where the language has words.
+    start = prompt.rfind(" ", 0, read + 1) + 1
+    lost = prompt[start if 0 < read - start < LONGEST_WORD else read :].strip()
     warnings.warn(
         f"the prompt {quoted(prompt)} has more than the {most} tokens that the text encoder reads: "
-        f"{quoted(' '.join(words[read:]))} at its end has no effect; shorten the prompt",
+        f"{quoted(lost)} at its end has no effect; shorten the prompt",
         category=Notice,
         stacklevel=4,
     )

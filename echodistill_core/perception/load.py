@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, ViTModel
 
 from ..errors import InputError
+from ..messages import shortened
 from ..models.embedded import embedded_folder
+from ..models.finite import check_finite
 from ..models.hub import cached_folder
+from ..models.quantized import dequantized
 from ..models.tiny import random_weights
 from ..tensorfile import read_tensors
 from .backbones import MINIATURE_SPECS, SPECS, TINY_SPECS, Backbone, Spec
@@ -123,7 +126,12 @@ def _encoder(spec: Spec, place: Path) -> nn.Module:
     with torch.device("meta"):
         empty = spec.build(spec.config)
     cls, expected = type(empty), empty.state_dict()
-    tensors = tensors_in(place)
+    tensors = dict(dequantized(tensors_in(place), {}, str(place)))
+    whole = [name for name, tensor in tensors.items() if tensor.ndim > 1 and not tensor.is_floating_point()]
+    if [name for name in whole if not name.endswith("position_ids")]:
+        raise InputError(
+            f"{place}: tensor {shortened(whole[0])} holds whole numbers; take the file without quantisation."
+        )
     found = network_of({n: tuple(t.shape) for n, t in tensors.items()})
     if found is not None:
         if reason := misfit(found, spec):
@@ -153,6 +161,7 @@ def _encoder(spec: Spec, place: Path) -> nn.Module:
             f"{place} is no {spec.title}: {len(absent)} tensors are missing or of another shape, the first "
             f"{min(absent)}; run: echodistill download {spec.name}"
         )
+    check_finite(encoder.state_dict(), {}, str(place))
     return encoder.to(dtype)
 
 
@@ -179,4 +188,5 @@ def _projector(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> ImagePr
     with torch.device("meta"):
         projector = ImageProjection(**spec.projector)
     projector.load_state_dict({projector_name(n): t for n, t in tensors.items() if projector_name(n)}, assign=True)
+    check_finite(projector.state_dict(), {}, str(path))
     return projector

@@ -38,7 +38,7 @@ class PreviewReady:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """The stage can resume from here."""
+    """The state of this step is kept. On a GPU the file may still be being written, behind training."""
 
     stage: str
     step: int

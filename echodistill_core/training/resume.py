@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +16,9 @@ from ..messages import quoted
 from ..models.family import Family
 from ..models.sources import ModelSources
 from ..settings import TrainSettings
-from ..tensorfile import read_header
 from .identity import as_known_to, fingerprint_of, run_identity
 from .pngs import write_png
-from .run import CHECKPOINT, FORMAT_VERSION, Run, another_run, open_run
+from .run import CHECKPOINT, FORMAT_VERSION, Run, another_run, checkpoint_fingerprint, open_run
 
 
 def create_or_resume(
@@ -73,31 +73,50 @@ def create_or_resume(
 
 
 def _set_aside_damaged(folder: Path, fingerprint: str) -> bool:
-    """Rename a run.json that cannot be read, so that it can be written anew; whether there was one.
+    """Rename a run.json that cannot be read, so that it can be written anew beside the files of its run.
 
-    Raises DamagedRunError where a checkpoint in the folder shows that the run had another fingerprint.
+    Returns whether there was one. The first stage's checkpoint tells which run the files belong to; without one, or
+    with an echo that has none, the folder is renamed instead: its pictures may be of other inputs.
+    Raises DamagedRunError where the checkpoint has another fingerprint.
     """
     if not (folder / "run.json").is_file():
         return False
     try:
         open_run(folder)
     except DamagedRunError as error:
-        checkpoint = folder / "distil" / CHECKPOINT
-        if checkpoint.is_file():
-            there = read_header(checkpoint).metadata.get("fingerprint")
-            if there != fingerprint:
-                raise DamagedRunError(
-                    f"{str(error).rstrip('.')}; but these settings, photographs or models are not the run's own "
-                    f"(fingerprint {fingerprint}, its checkpoint has {quoted(there)})."
-                ) from error
+        there = checkpoint_fingerprint(folder / "distil" / CHECKPOINT)
+        if not there:
+            aside = _set_aside(folder)
+            _warn(
+                f"{folder / 'run.json'} could not be read, and there is no checkpoint to go on from: the run begins "
+                f"anew, and {aside} keeps what was there"
+            )
+            return False
+        if there != fingerprint:
+            raise DamagedRunError(
+                f"{str(error).rstrip('.')}; but these settings, photographs or models are not the run's own "
+                f"(fingerprint {fingerprint}, its checkpoint has {quoted(there)})."
+            ) from error
+        if (folder / "echo").is_dir() and not checkpoint_fingerprint(folder / "echo" / CHECKPOINT):
+            _warn(f"the echo in {folder} had no checkpoint; {_set_aside(folder / 'echo')} keeps its pictures")
         (folder / "run.json").replace(folder / "run.json.damaged")
-        warnings.warn(
-            f"{folder / 'run.json'} could not be read and is written anew; the old file is run.json.damaged",
-            category=Notice,
-            stacklevel=4,
-        )
+        _warn(f"{folder / 'run.json'} could not be read and is written anew; the old file is run.json.damaged")
         return True
     return False
+
+
+def _set_aside(folder: Path) -> Path:
+    """Give a folder another name beside it, and return that."""
+    for number in itertools.count(1):
+        aside = folder.with_name(f"{folder.name}-damaged-{number}")
+        if not aside.exists():
+            folder.replace(aside)
+            return aside
+    raise AssertionError
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, category=Notice, stacklevel=5)
 
 
 def check_new_folder(folder: Path) -> None:

@@ -27,6 +27,7 @@ from ..files import append_line, remove_leftovers, write_json, write_text
 from ..models.family import Family
 from ..models.sources import ModelSources
 from ..settings import EchoSettings, TrainSettings, determining, from_options
+from ..tensorfile import read_header
 from .identity import (
     as_known_to,
     differences,
@@ -41,6 +42,11 @@ FORMAT_VERSION = 1
 STAGES = ("distil", "echo")
 CHECKPOINT = "checkpoint.safetensors"  # its name in a stage's folder
 RECORD = ("fingerprint", "identity", "settings", "sources", "photographs", "echo", "finished")
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("identity", "settings", "sources", "finished", "backbones"), dict),
+    "photographs": list,
+    "fingerprint": str,
+}
 # Settings of earlier runs that are no more: a way to save memory, as memory_mode is now, that changed no result.
 _GONE = ("gradient_checkpointing",)
 
@@ -134,7 +140,7 @@ class Run:
         if differing:
             raise InputError(
                 f"the run {self.folder} was begun with other files of the backbones {', '.join(differing)}; give it "
-                "back its own, or train into a new folder."
+                "back its own, or move that folder away and train anew."
             )
 
     @property
@@ -163,6 +169,12 @@ class Run:
                 f"the run {self.folder} is not trained to its end; run the same train command again first."
             )
         self.check_echo(echo)
+        there = checkpoint_fingerprint(self.path("echo", CHECKPOINT))
+        if self.begun_echo is None and there not in ("", self.echo_fingerprint(echo)):
+            raise InputError(
+                f"the run {self.folder} has an echoing stage that was begun with other settings, which its record does "
+                f"not hold any more; use those again, or move {self.path('echo')} away."
+            )
         self.remove_leftovers()
         if self.begun_echo is None:
             self.record["echo"] = determining(echo)
@@ -174,11 +186,11 @@ class Run:
         append_line(self.path(stage, "log.jsonl"), "\n".join(json.dumps(row) for row in rows))
 
     def read_log(self, stage: str) -> list[dict[str, float]]:
-        """The logged losses, one row an iteration. A line cut off by a kill ends the log."""
+        """The logged losses, one row an iteration. What a kill or a power cut left that is no row is left out."""
         path = self.path(stage, "log.jsonl")
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         whole, _, _ = text.rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        return [row for line in whole.split("\n") if (row := _log_row(line)) is not None]
 
     def rewind_log(self, stage: str, step: int) -> None:
         """Drop log rows after `step`, which a resumed run will do again."""
@@ -211,6 +223,22 @@ class Run:
         return images
 
 
+def _log_row(line: str) -> dict[str, float] | None:
+    try:
+        row = json.loads(line.strip("\0 "))
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def checkpoint_fingerprint(path: Path) -> str:
+    """The fingerprint of the run that a checkpoint file belongs to; "" where there is no sound checkpoint."""
+    try:
+        return read_header(path).metadata.get("fingerprint", "")
+    except InputError:
+        return ""
+
+
 def _echo_fingerprint(distil: str, echo: Mapping[str, Any]) -> str:
     return fingerprint_of({"distil": distil, **echo})
 
@@ -240,6 +268,9 @@ def open_run(folder: str | Path) -> Run:
     absent = [key for key in ("format_version", *RECORD) if not isinstance(record, dict) or key not in record]
     if absent:
         raise _damaged(folder, f"lacks {', '.join(absent)}")
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(record.get(key, kind()), kind)]
+    if wrong:
+        raise _damaged(folder, f"holds something else than a {_KINDS[wrong[0]].__name__} under {wrong[0]}")
     return Run(folder, record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import comfy.model_sampling
@@ -11,6 +12,7 @@ from comfy.pixel_space_convert import PixelspaceConversionVAE
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.models.architectures import STABLE_DIFFUSION_NOISE, Architecture
 from ...echodistill_core.models.checkpoint import read_checkpoint, schedule_of
+from ...echodistill_core.models.finite import check_finite
 from ...echodistill_core.models.sources import ModelSources, family_name
 from .sockets import Models
 from .weights import UNET_PREFIX, embedding_table, network_tensors, once
@@ -68,6 +70,15 @@ def check_vae(vae: Any, model: Any, socket: str = "model") -> None:
         f"this VAE ({kind}) has {found} channels, but the {socket} wants {wanted}: connect the VAE output of the "
         f"checkpoint that the {socket} comes from."
     )
+
+
+def check_vae_finite(vae: Any) -> None:
+    """Raise InputError where a VAE's weights hold NaN or infinity, which decoding turns into black or white pictures.
+
+    Looked for once for each VAE.
+    """
+    check = partial(check_finite, names={}, origin="the VAE")
+    once(vae.patcher, "finite", lambda: check(vae.first_stage_model.state_dict()))
 
 
 def _is_missing(vae: Any) -> bool:

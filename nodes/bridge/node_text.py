@@ -14,6 +14,7 @@ import comfy.model_management as mm
 from server import PromptServer
 
 from ...echodistill_core.errors import EchoDistillError, Notice
+from ...echodistill_core.messages import shortened
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class NodeText:
     def __init__(self, node_id: str | None) -> None:
         self.node_id = node_id
         self.state = ""
+        self.is_final = False  # whether the state says how the run of the node ended
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
@@ -43,9 +45,9 @@ class NodeText:
             log.warning("EchoDistill: %s", text)
             self.show()
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, is_final: bool = False) -> None:
         """Replace the state."""
-        self.state = text
+        self.state, self.is_final = text, is_final
         self.show()
 
     def show(self) -> None:
@@ -57,11 +59,14 @@ _current: ContextVar[NodeText | None] = ContextVar("echodistill_node_text", defa
 _with_text: set[str] = set()  # nodes that show a text, which the next run has to replace or clear
 
 
-def say(node_id: str | None, text: str) -> None:
-    """Show a text on a node, above the notes that it has taken while it ran."""
+def say(node_id: str | None, text: str, *, is_final: bool = False) -> None:
+    """Show a text on a node, above the notes that it has taken while it ran.
+
+    is_final: whether it says how the run of the node ended, so that Cancel adds nothing.
+    """
     current = _current.get()
     if current is not None and current.node_id == node_id:
-        current.say(text)
+        current.say(text, is_final=is_final)
     else:
         _send(node_id, text)
 
@@ -96,6 +101,13 @@ def shown_on_node(execute: Callable[..., Any]) -> Callable[..., Any]:
             if isinstance(error, mm.OOM_EXCEPTION):
                 raise
             raise NodeError(str(error)) from None
+        except mm.InterruptProcessingException:
+            if not text.is_final:
+                text.say("cancelled before anything was learned")
+            raise
+        except BaseException as error:
+            text.say(f"stopped by an error of another kind: {shortened(error)}")
+            raise
         finally:
             _current.reset(token)
         if not text.state and not text.notes and text.node_id in _with_text:

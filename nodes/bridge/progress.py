@@ -68,10 +68,18 @@ class NodeProgress:
 
     def _cancelled(self, event: Event) -> None:
         if isinstance(event, PoolProgress):
-            say(self.node_id, f"{event.name}: cancelled at {event.done} of {event.size} images, kept: Run goes on")
+            say(
+                self.node_id,
+                f"{event.name}: cancelled at {event.done} of {event.size} images, kept: Run goes on",
+                is_final=True,
+            )
         elif self.at is not None:
             step, iterations = self.at.step, self.at.iterations
-            say(self.node_id, f"{self.title}: cancelled at {step} of {iterations}, kept: Run goes on from there")
+            say(
+                self.node_id,
+                f"{self.title}: cancelled at {step} of {iterations}, kept: Run goes on from there",
+                is_final=True,
+            )
 
     def _text(self, text: str, *, last: bool) -> None:
         now = time.monotonic()

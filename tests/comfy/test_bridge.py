@@ -281,6 +281,33 @@ def test_out_of_memory_is_passed_on_with_a_word_on_the_node(bridge, monkeypatch)
     assert said[-1] == "out of memory, and what to do"
 
 
+def test_two_models_alike_are_not_taken_for_swapped(bridge):
+    """By chance, one of two equal models varies a little more than the other."""
+    roles = bridge("roles")
+    student, teacher, clip, vae = bridge("miniature").load_miniature(None)
+    for model in (student, teacher):
+        other = model.clone()
+        key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+        weight = model.model_state_dict()[key]
+        for seed in range(3):
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+            other.add_patches({key: ("diff", (0.01 * noise,))})
+            roles.check_roles(bridge("sockets").Models(model, other, clip, vae), stop=True)
+    with pytest.raises(ValueError, match="seem to be swapped"):
+        roles.check_roles(bridge("sockets").Models(teacher, student, clip, vae), stop=True)
+
+
+def test_a_vae_with_infinite_weights_is_refused(bridge):
+    """ComfyUI cuts infinity to white before anybody can look at the picture."""
+    kinds = bridge("kinds")
+    *_, vae = bridge("miniature").load_miniature(None)
+    kinds.check_vae_finite(vae)
+    *_, broken = bridge("miniature").load_miniature(None)
+    broken.first_stage_model.decoder.conv_out.bias.data.fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"the VAE: .*decoder\.conv_out\.bias.*NaN or infinity"):
+        kinds.check_vae_finite(broken)
+
+
 def test_cancel_is_noticed_at_the_first_event_after_it(bridge, monkeypatch):
     """Counted in events, since no clock is alike: a cancelled training stops at the end of the iteration it is in."""
     progress = bridge("progress")

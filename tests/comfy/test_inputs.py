@@ -183,7 +183,9 @@ def test_an_adapter_that_is_gone_since_the_list_was_made(server, info):
         server.run(graph)
 
 
-@pytest.mark.parametrize("name", ["../escape", "a/../../escape", "/tmp/escape", "../../evil", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../escape", "a/../../escape", "/tmp/escape", "../../evil", "a\0b", ".", "a/..", "x" * 300]
+)
 def test_a_file_is_never_saved_elsewhere(server, info, base, name):
     graph = graphs.training(info, iterations=1, preview_every=1)
     graph["save"] = graphs.node("SaveEchoAdapter", from_training=["train", 1], filename_prefix=name, role="student")

@@ -4,6 +4,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from echodistill_core.errors import InputError
 from echodistill_core.perception import load
@@ -85,3 +86,20 @@ def test_another_network_is_refused_with_its_name(tmp_path, monkeypatch, case):
     monkeypatch.setattr(load, "tensors_in", lambda place: tensors())
     with pytest.raises(InputError, match=rf"^\S*given\.safetensors is .*{message}.*download {name}$"):
         load_backbone(name, tmp_path / "given.safetensors", tmp_path / "no projector")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda t: t * float("nan"), "NaN or infinity"),
+        (lambda t: (t * 100).to(torch.int8), "holds whole numbers"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named_at_load(tmp_path, spoil, reason):
+    """Training blamed the learning rates for the critics' NaN."""
+    model = timm.create_model("vit_small_patch16_224.dino", pretrained=False)
+    tensors = {n: t.contiguous() for n, t in model.state_dict().items()}
+    tensors["blocks.0.mlp.fc1.weight"] = spoil(tensors["blocks.0.mlp.fc1.weight"])
+    save_file(tensors, tmp_path / "dino.safetensors")
+    with pytest.raises(InputError, match=rf"dino\.safetensors.*{reason}"):
+        load_backbone("dino", tmp_path / "dino.safetensors")

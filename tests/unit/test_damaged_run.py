@@ -1,16 +1,33 @@
 """A run whose run.json was lost goes on with the command that trained it, to the same bytes."""
 
+import json
 import shutil
 
 import pytest
 
-from echodistill_core.errors import DamagedRunError
+from echodistill_core.errors import DamagedRunError, InputError
 from echodistill_core.settings import EchoSettings
 from echodistill_core.training import session
 from echodistill_core.training.fork import fork_for_echo
 from echodistill_core.training.run import open_run
 
-DAMAGE = [b"", b"\0" * 500, b'{"format_version": 1, "fing', b"[]", b'{"format_version": 1}', b"\xff\xfe"]
+WITHOUT_IDENTITY = {
+    **dict.fromkeys(("settings", "sources", "finished"), {}),
+    "format_version": 1,
+    "fingerprint": "a",
+    "identity": None,
+    "photographs": [],
+    "echo": None,
+}
+DAMAGE = [
+    b"",
+    b"\0" * 500,
+    b'{"format_version": 1, "fing',
+    b"[]",
+    b'{"format_version": 1}',
+    b"\xff\xfe",
+    json.dumps(WITHOUT_IDENTITY).encode(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +97,53 @@ def test_an_echos_copy_gets_its_record_back_from_the_run(finished, tmp_path, tin
     again = session.echo(fork_for_echo(run, settings), tiny_family(), settings, lambda _: None)
     assert again.is_finished("echo")
     assert files_of(again.folder) == before
+
+
+def test_without_a_checkpoint_nothing_of_the_earlier_files_is_used(tmp_path, train_tiny, make_photographs):
+    """Photographs, class images and pools of other inputs would be taken for the new run's own."""
+    from echodistill_core.training.events import PoolProgress
+
+    class StopError(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, PoolProgress) and event.done == 2:
+            raise StopError
+
+    weights = {"prior_weight": 1.0, "prior_images": 3, "iterations": 1}
+    with pytest.raises(StopError):
+        train_tiny(tmp_path / "run", listen=stop, seed=5, **weights)
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "run").rglob("*.png")}
+    assert kept
+    (tmp_path / "run" / "run.json").write_bytes(b"")
+    with pytest.warns(UserWarning, match="run-damaged-1 keeps what was there"):
+        train_tiny(tmp_path / "run", seed=6, **weights)
+    clean = train_tiny(tmp_path / "clean", seed=6, **weights)
+    assert files_of(tmp_path / "run") == files_of(clean.folder)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run-damaged-1").rglob("*.png")} == kept
+
+
+def test_an_echo_whose_record_was_lost_goes_on_with_its_own_settings_only(finished, tmp_path, train_tiny, tiny_family):
+    run = open_run(shutil.copytree(finished, tmp_path / "run"))
+    settings = EchoSettings(iterations=1, pool_size=2)
+    session.echo(run, tiny_family(), settings, lambda _: None)
+    before = files_of(run.folder)
+    (run.folder / "run.json").write_bytes(b"")
+    with pytest.warns(UserWarning, match="written anew"):
+        run = train_tiny(run.folder, iterations=2)
+    with pytest.raises(InputError, match="was begun with other settings, which its record does not hold any more"):
+        session.echo(run, tiny_family(), EchoSettings(iterations=1, pool_size=3), lambda _: None)
+    again = session.echo(run, tiny_family(), settings, lambda _: None)
+    assert again.is_finished("echo")
+    after = files_of(run.folder)
+    after.pop((run.folder / "run.json.damaged").relative_to(run.folder))
+    assert after == before
+
+
+def test_a_log_with_bytes_that_are_no_rows_is_read_without_them(finished, tmp_path):
+    """As a power cut leaves it: zero bytes, half a row, bytes that are no text."""
+    run = open_run(shutil.copytree(finished, tmp_path / "run"))
+    rows = run.read_log("distil")
+    path = run.path("distil", "log.jsonl")
+    path.write_bytes(b"\0" * 50 + path.read_bytes() + b'\xff\xfe\n"text"\n{"teacher": 1}\n{"step": 3, "teac')
+    assert run.read_log("distil") == rows

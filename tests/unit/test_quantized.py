@@ -165,3 +165,13 @@ def test_a_folder_that_states_quantised_weights_is_refused(tmp_path, parts, part
     message = refused(folder)
     assert str(folder / part / "config.json") in message
     assert "bitsandbytes" in message
+
+
+@pytest.mark.parametrize("leaf", ["scale", "weight.scale", "dequant_scale", "amax", "weight_quantizer"])
+def test_a_scale_under_another_name_beside_an_8_bit_weight_is_refused(leaf):
+    """Named in a warning only, the weights would be read without it."""
+    tensors = single_file(checkpoint_parts())
+    name = next(n for n in tensors if n.endswith("attn2.to_k.weight"))
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    tensors[f"{name.removesuffix('.weight')}.{leaf}"] = torch.tensor(0.01)
+    assert "scales the 8-bit weight" in refused(tensors)

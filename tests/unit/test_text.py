@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import time
 import warnings
 
@@ -300,6 +301,18 @@ def test_the_words_that_are_cut_are_named(encoder):
     assert torch.equal(text.tokenize([prompt]), text.tokenize([prompt.replace("boat", "ship")]))
     with pytest.warns(UserWarning, match=r"more than the 75 tokens .* 'wooden boat' at its end has no effect"):
         text.warn_of_unread([prompt, prompt])
+
+
+@pytest.mark.parametrize("prompt", [",".join(f"word{i}" for i in range(60)), "写真" * 60, "cat🙂" * 60])
+def test_what_is_lost_without_spaces_is_named_too_and_no_more(encoder, prompt):
+    """What is not named is what the encoder reads: all of its tokens are among the first 75."""
+    with pytest.warns(UserWarning, match="at its end has no effect") as caught:
+        encoder.warn_of_unread([prompt])
+    named = re.search(r"reads: '(.*)' at its end", str(caught[0].message))[1]
+    end = named.split("...")[-1]
+    assert prompt.endswith(end)
+    assert len(encoder.tokenizer(prompt, add_special_tokens=False).input_ids) > 75
+    assert not named.startswith(prompt[:20]) or len(set(prompt)) < 6
 
 
 def test_a_prompt_that_just_fits_is_read_without_a_warning(encoder):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from checkpoints import TEXT, UNET, VAE, checkpoint_parts, refused, same, single_file, write_folder
 
+from echodistill_core.errors import InputError
 from echodistill_core.models.load import load_family
 from echodistill_core.tensorfile import write_tensors
 
@@ -173,3 +174,23 @@ def test_a_vae_with_old_and_new_names_at_once(tmp_path, parts):
     message = refused({**parts, "vae": {**vae, old: vae[new] + 1}})
     assert old in message
     assert new in message
+
+
+@pytest.mark.parametrize("case", ["another block", "only one half", "a difference"])
+def test_a_lora_part_without_a_place_in_the_unet_is_refused(tmp_path, case):
+    """diffusers only logs it, and would merge the rest."""
+    pytest.importorskip("peft")
+    parts = checkpoint_parts()
+    name = next(n for n in parts["unet"] if n.endswith("attn1.to_q.weight")).removesuffix(".weight")
+    out, width = parts["unet"][f"{name}.weight"].shape
+    pair = {".lora_A.weight": torch.ones(2, width), ".lora_B.weight": torch.ones(out, 2)}
+    lora = {f"unet.{name}{leaf}": tensor for leaf, tensor in pair.items()}
+    if case == "another block":
+        lora |= {f"unet.down_blocks.9.attentions.0.to_q{leaf}": tensor.clone() for leaf, tensor in pair.items()}
+    elif case == "only one half":
+        lora[f"unet.{name.replace('to_q', 'to_k')}.lora_A.weight"] = torch.ones(2, width)
+    else:
+        lora["unet.conv_in.diff"] = torch.ones_like(parts["unet"]["conv_in.weight"])
+    write_tensors(tmp_path / "lora.safetensors", lora, {})
+    with pytest.raises(InputError, match=r"lora\.safetensors does not fit the student"):
+        load_family(parts, student_lora=tmp_path / "lora.safetensors")

@@ -10,8 +10,14 @@ const LETTER = 6.4;
 const MARGIN = 24;
 const HIGHEST = 210; // the front end scrolls what is longer
 
+// A node by its id, which names the subgraphs on the way: 7:5 is node 5 in the subgraph of node 7.
 function ours(id) {
-  const node = app.graph?.getNodeById?.(Number(id)) ?? app.graph?.getNodeById?.(id);
+  let graph = app.rootGraph ?? app.graph;
+  let node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById?.(Number(part)) ?? graph?.getNodeById?.(part);
+    graph = node?.subgraph;
+  }
   return node?.constructor?.nodeData?.category === CATEGORY ? node : null;
 }
 
@@ -80,9 +86,10 @@ function showRefusals() {
   for (const [id, { errors }] of Object.entries(app.lastNodeErrors ?? {})) {
     const node = ours(id);
     if (!node) continue;
-    const said = errors.map(({ message, details }) =>
-      details?.includes(" - ") ? details.slice(details.indexOf(" - ") + 3) : `${message}: ${details}`,
-    );
+    const said = errors.map(({ message, details, extra_info }) => {
+      const start = `${extra_info?.input_name} - `;
+      return details?.startsWith(start) ? details.slice(start.length) : `${message}: ${details}`;
+    });
     node.echodistillFailed = true;
     say(id, said.join("\n"));
   }
@@ -97,10 +104,12 @@ function clearMistakes() {
   }
 }
 
-// ComfyUI sends the text of a node that it took from its cache again, but not as progress.
+// ComfyUI sends the text of a node that it took from its cache again, but not as progress. One that ran has said it
+// already, with its notes.
 function executed({ detail }) {
   const text = detail.output?.text;
-  if (ours(detail.node) && Array.isArray(text)) say(String(detail.node), text.join("\n"));
+  const node = ours(detail.node);
+  if (node && Array.isArray(text) && !node.echodistillText) say(String(detail.node), text.join("\n"));
 }
 
 function failed({ detail }) {
