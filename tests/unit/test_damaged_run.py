@@ -12,7 +12,7 @@ from echodistill_core.training.fork import fork_for_echo
 from echodistill_core.training.run import open_run
 
 WITHOUT_IDENTITY = {
-    **dict.fromkeys(("settings", "sources", "finished"), {}),
+    **{key: {} for key in ("settings", "sources", "finished")},
     "format_version": 1,
     "fingerprint": "a",
     "identity": None,
