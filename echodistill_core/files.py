@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import EchoDistillError, StorageError
+from .messages import shortened
 
 # safetensors reports a failed write as text only: "I/O error: File too large (os error 27)".
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -34,6 +35,19 @@ _REMEDIES = {
     errno.EISDIR: "choose the path of a file",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+
+def why_missing(path: Path) -> str:
+    """Why there is nothing at `path`, as the end of a sentence: "does not exist", or where a link leads."""
+    path = Path(path)
+    if not path.is_symlink():
+        return "does not exist"
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "is a link that leads to itself"
+    return f"is a link to {shortened(path.readlink())}, which does not exist"
 
 
 @contextlib.contextmanager

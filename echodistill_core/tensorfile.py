@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import InputError
-from .files import replacing
+from .files import replacing, why_missing
 from .messages import quoted
 from .settings import nearest
 from .tensorheader import ITEM_BYTES, METADATA, FlawError, Header, parse_header
@@ -91,7 +91,7 @@ def read_header(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
     path = Path(path)
     try:
         if not path.is_file():
-            found = "is not a file" if path.exists() else "does not exist"
+            found = "is not a file" if path.exists() else why_missing(path)
             raise InputError(f"{path} {found}; expected a .safetensors file; check the path.")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -11,7 +11,7 @@ from ..echodistill_core.concept.images import square_images
 from ..echodistill_core.concept.photographs import MIN_SIDE, load_photographs
 from ..echodistill_core.concept.prompts import subject
 from ..echodistill_core.errors import InputError
-from ..echodistill_core.models.text import check_placeholder, clip_tokenizer
+from ..echodistill_core.models.text import check_class_noun, check_placeholder, clip_tokenizer
 from ..echodistill_core.settings import TrainSettings
 from .bridge.node_text import say, shown_on_node
 from .bridge.pictures import image_of, photographs_of
@@ -109,10 +109,7 @@ class LoadReferenceImages(io.ComfyNode):
 def _check_words(class_noun: str, placeholder: str) -> None:
     """Raise InputError for a word that cannot be a placeholder, and for an empty noun."""
     check_placeholder(_tokenizer(), placeholder)
-    if not class_noun.strip():
-        raise InputError(
-            "class_noun is empty; write what the photographs show, in one or a few words: dog, coffee mug."
-        )
+    check_class_noun(class_noun, placeholder)
 
 
 @cache

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..concept.prompts import same_word
 from ..errors import InputError, Notice
 from ..messages import listed, shortened
 from ..models.family import Denoiser, Family
@@ -61,7 +62,7 @@ def personalised(
     placeholders: dict[str, str] = {}
     for adapter in adapters:
         check_fit(adapter, family, denoiser, role, any_base=any_base)
-        if adapter.placeholder in placeholders:
+        if same_word(adapter.placeholder) in map(same_word, placeholders):
             raise InputError(
                 f"two adapters share the placeholder {adapter.placeholder}; train one of them with another placeholder."
             )
@@ -125,8 +126,10 @@ def check_fit(
         found = {"base_fingerprint": denoiser.fingerprint, "text_fingerprint": family.text_fingerprint}
         check_base(adapter, found, f"{role} {denoiser.origin}", remedy)
         difference = other_layers(adapter, family.blocks(role))
-        if difference:
-            warnings.warn(difference, category=Notice, stacklevel=4)
+    else:
+        difference = other_base(adapter, denoiser.fingerprint)
+    if difference:
+        warnings.warn(difference, category=Notice, stacklevel=4)
 
 
 def other_layers(adapter: Adapter, blocks: Mapping[str, str]) -> str:
@@ -142,6 +145,16 @@ def other_layers(adapter: Adapter, blocks: Mapping[str, str]) -> str:
         f"{adapter.origin} was trained on a model with the same cross-attention but other weights in "
         f"{len(differing)} of {len(blocks)} blocks ({listed(differing)}), so its subject may look different; for the "
         f"pictures of training use its own base model ({adapter.base_model}), without a LoRA"
+    )
+
+
+def other_base(adapter: Adapter, fingerprint: str) -> str:
+    """A sentence where the adapter was trained on other cross-attention than this fingerprint's, or ""."""
+    if adapter.metadata["base_fingerprint"] == fingerprint:
+        return ""
+    return (
+        f"{adapter.origin} was trained on another base model ({adapter.base_model}) and is used on this one as you "
+        "allowed; its subject may look different"
     )
 
 

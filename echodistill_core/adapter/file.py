@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError
+from ..files import why_missing
 from ..messages import quoted, shortened
 from ..models import layout
 from ..models.architectures import Architecture
@@ -166,7 +167,8 @@ def read_adapter(path: str | Path) -> Adapter:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"adapter {path} does not exist; expected a .safetensors file written by training.")
+        found = "is a folder" if path.is_dir() else why_missing(path)
+        raise InputError(f"adapter {path} {found}; expected a .safetensors file written by training.")
     header = read_header(path)
     metadata = header.metadata
     if metadata.get("format") != FORMAT:

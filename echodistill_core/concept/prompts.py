@@ -49,6 +49,11 @@ def epoch_order(size: int, epoch: int, seed: int) -> list[int]:
     return torch.randperm(size, generator=generator).tolist()
 
 
+def same_word(placeholder: str) -> str:
+    """The form in which two placeholders are equal where the tokenizer takes them for one word."""
+    return unicodedata.normalize("NFC", placeholder).lower()
+
+
 def without_placeholder(prompt: str, placeholder: str) -> str:
     """The prompt without its placeholder: "a <new1> mug on the beach" becomes "a mug on the beach".
 

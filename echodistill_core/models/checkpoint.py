@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 
 from ..diffusion import PREDICTION_TYPES, NoiseSchedule
 from ..errors import InputError
+from ..files import why_missing
 from ..messages import shortened
 from ..tensorfile import read_header, read_tensors
 from . import layout
@@ -83,7 +84,7 @@ def read_checkpoint(
         return _from_folder(path, prediction)
     if path.is_file():
         return _from_original(read_tensors(path), read_header(path).metadata, architecture, str(path), prediction)
-    raise InputError(f"checkpoint {path} does not exist; expected a diffusers folder or a .safetensors file.")
+    raise InputError(f"checkpoint {path} {why_missing(path)}; expected a diffusers folder or a .safetensors file.")
 
 
 def _schedule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import why_missing
 from ..settings import nearest
 from .architectures import SD1
 from .checkpoint import Source
@@ -30,12 +31,17 @@ def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
         teacher_prediction = "v_prediction"  # as SD 2.1; random weights could not tell
     lora: Path | None = Path(sources.student_lora) if sources.student_lora else None
     if lora is not None and not lora.is_file():
-        raise InputError(f"student_lora {lora} does not exist; expected a .safetensors file.")
+        raise InputError(f"student_lora {lora} {why_missing(lora)}; expected a .safetensors file.")
     if lora is None and named.student_lora and not sources.student:
         lora = cached_file(named.student_lora, HUB[named.student_lora].files[0])
         if lora is None:
             raise _not_cached(named.student_lora, named)
-    lacks_teacher = not sources.teacher and named.teacher in HUB and cached_folder(named.teacher) is None
+    is_custom = sources.family == CUSTOM
+    lacks_teacher = not sources.teacher and (
+        is_custom or (named.teacher in HUB and cached_folder(named.teacher) is None)
+    )
+    if is_custom and lacks_teacher and with_teacher:
+        raise InputError("the family custom has no teacher of its own; name one with --teacher.")
     family = load_family(
         _locate(sources.student, "student", named),
         None if lacks_teacher and not with_teacher else _locate(sources.teacher, "teacher", named),
@@ -67,8 +73,8 @@ def _locate(own: str, role: str, named: NamedFamily) -> Source:
             default = own
         else:
             raise InputError(
-                f"checkpoint {own!r} does not exist; expected a diffusers folder, a .safetensors file, or one of "
-                f"{', '.join(HUB)}{nearest(own, HUB)}."
+                f"checkpoint {own!r} {why_missing(Path(own))}; expected a diffusers folder, a .safetensors file, or one "
+                f"of {', '.join(HUB)}{nearest(own, HUB)}."
             )
     if default == "miniature":
         return embedded_folder(role)

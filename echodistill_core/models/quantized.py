@@ -98,17 +98,24 @@ def dequantized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], orig
 
 def _refuse_unknown_scales(tensors: Mapping[str, Tensor], origin: str) -> None:
     """Refuse an 8-bit weight with a scale under a name that is not ComfyUI's: read without it, it would be wrong."""
-    for name in tensors:
-        layer, _, leaf = name.rpartition(".")
-        if not _UNKNOWN_SCALE.search(leaf) or any(p.search(name) for p in (_SCALE, _INPUT_SCALE, _MARK, _FORMAT)):
+    layers = {
+        name.rpartition(".")[0]: name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    }
+    for name in tensors if layers else ():
+        if any(p.search(name) for p in (_SCALE, _INPUT_SCALE, _MARK, _FORMAT)):
             continue
-        for weight in (f"{layer}.weight", layer):
-            found = tensors.get(weight)
-            if found is not None and found.is_floating_point() and found.dtype.itemsize == 1:
-                raise InputError(
-                    f"{origin}: tensor {shortened(name)} scales the 8-bit weight {shortened(weight)} in a form that is "
-                    f"not known; {_EXPECTED}."
-                )
+        layer, _, leaf = name.rpartition(".")
+        outer, _, inner = layer.rpartition(".")
+        weight = layers.get(layer) if _UNKNOWN_SCALE.search(leaf) else None
+        if weight is None and _UNKNOWN_SCALE.search(f"{inner}.{leaf}"):
+            weight = layers.get(outer)
+        if weight is not None:
+            raise InputError(
+                f"{origin}: tensor {shortened(name)} scales the 8-bit weight {shortened(weight)} in a form that is not "
+                f"known; {_EXPECTED}."
+            )
 
 
 def _precision(kept: Mapping[str, torch.dtype], prefix: str) -> torch.dtype:

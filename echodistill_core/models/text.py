@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import re
+import unicodedata
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,6 @@ from ..devices import sent
 from ..errors import InputError, Notice
 from ..messages import quoted
 
-LONGEST_WORD = 30  # letters; more without a space between them are no word to be named as a whole
 # A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
 _PLACEHOLDER = re.compile(r"[^\s():,|\\/\"']+")
 
@@ -57,10 +57,11 @@ def clip_tokenizer(pad_with_end: bool) -> CLIPTokenizer:
 
 def check_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
     """Raise InputError unless `placeholder` can become a new word: one word, no prompt syntax, not known already."""
-    if not _PLACEHOLDER.fullmatch(placeholder):
+    check_text(placeholder, "placeholder")
+    if not _PLACEHOLDER.fullmatch(placeholder) or not placeholder.isprintable():
         raise InputError(
             f"placeholder {quoted(placeholder)} cannot be a word of a prompt; expected no spaces, brackets, commas, "
-            "colons, quotes or slashes, for instance <new1>."
+            "colons, quotes, slashes or invisible characters, for instance <new1>."
         )
     ids = tokenizer(placeholder, add_special_tokens=False).input_ids
     if len(ids) == 1:
@@ -74,7 +75,8 @@ def add_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
     """Make `placeholder` one new word of the tokenizer. Raises InputError as `check_placeholder` does."""
     check_placeholder(tokenizer, placeholder)
     # A placeholder of letters alone must not be found inside a longer word; <new1> may touch its neighbours.
-    tokenizer.add_tokens([AddedToken(placeholder, normalized=True, single_word=placeholder.isalnum())])
+    letters = all(c.isalnum() or unicodedata.combining(c) for c in placeholder)
+    tokenizer.add_tokens([AddedToken(placeholder, normalized=True, single_word=letters)])
 
 
 def taught(tokenizer: CLIPTokenizer, placeholders: Iterable[str]) -> CLIPTokenizer:
@@ -103,6 +105,7 @@ def check_prompt(prompt: str, placeholders: Mapping[str, str]) -> None:
 
     placeholders: placeholder -> class noun, of every adapter in use. Without adapters every prompt is right.
     """
+    check_text(prompt, "the prompt")
     if not placeholders or placeholders_read(_knowing(tuple(placeholders)), prompt, placeholders):
         return
     name, noun = next(iter(placeholders.items()))
@@ -110,6 +113,29 @@ def check_prompt(prompt: str, placeholders: Mapping[str, str]) -> None:
         f"the prompt {quoted(prompt)} does not contain the placeholder {name} as a word of its own; write it before "
         f'the class noun, for instance "photo of a {subject(name, noun)}".'
     )
+
+
+def check_class_noun(class_noun: str, placeholder: str) -> None:
+    """Raise InputError for an empty class noun, and for one that holds the placeholder, which stands before it."""
+    check_text(class_noun, "class_noun")
+    if not class_noun.strip():
+        raise InputError(
+            "class_noun is empty; write what the photographs show, in one or a few words: dog, coffee mug "
+            "(--class-noun dog)."
+        )
+    if placeholders_read(_knowing((placeholder,)), class_noun, [placeholder]):
+        raise InputError(
+            f"class_noun {quoted(class_noun)} holds the placeholder {placeholder}, which is written before it anyway; "
+            "leave it out."
+        )
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise InputError for text that is no Unicode text, as a terminal gives bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} {quoted(text)} is no UTF-8 text; write it anew.") from error
 
 
 @lru_cache(maxsize=8)
@@ -271,12 +297,9 @@ def warn_of_unread(prompt: str, most: int, count: Callable[[str], int]) -> None:
     if count(prompt) <= most:
         return
     read = bisect_right(range(len(prompt) + 1), most, key=lambda n: count(prompt[:n])) - 1
-    # From the beginning of the word that is cut, where the language has words.
-    start = prompt.rfind(" ", 0, read + 1) + 1
-    lost = prompt[start if 0 < read - start < LONGEST_WORD else read :].strip()
     warnings.warn(
         f"the prompt {quoted(prompt)} has more than the {most} tokens that the text encoder reads: "
-        f"{quoted(lost)} at its end has no effect; shorten the prompt",
+        f"{quoted(prompt[read:].strip())} at its end has no effect; shorten the prompt",
         category=Notice,
         stacklevel=4,
     )

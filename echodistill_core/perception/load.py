@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, ViTModel
 
 from ..errors import InputError
+from ..files import why_missing
 from ..messages import shortened
 from ..models.embedded import embedded_folder
 from ..models.finite import check_finite
@@ -114,7 +115,7 @@ def _find(name: str, source: str) -> Path | None:
         root = Path(source)
         if not root.is_dir():
             raise InputError(
-                f"backbones folder {source} does not exist; expected one subfolder or .safetensors file each."
+                f"backbones folder {source} {why_missing(root)}; expected one subfolder or .safetensors file each."
             )
         for place in (root / name, root / f"{name}.safetensors"):
             if place.exists():

@@ -16,7 +16,7 @@ from ..models.family import Family
 from ..settings import TrainSettings, determining
 
 # Fingerprints that runs of earlier versions do not hold.
-_LATER = ("student_weights", "teacher_weights", "vae")
+_LATER = ("student_weights", "teacher_weights", "vae", "configuration")
 
 
 def run_identity(
@@ -48,7 +48,28 @@ def family_identity(family: Family) -> dict[str, str]:
         for role, denoiser in denoisers.items()
     )
     assert student is not None
-    return models_identity(student, teacher, family.text_fingerprint, family.weights_fingerprint("vae"))
+    models = models_identity(student, teacher, family.text_fingerprint, family.weights_fingerprint("vae"))
+    return {**models, "configuration": _configuration(family)}
+
+
+# What the same weights are computed with; widths and depths show in the weights' shapes.
+_UNET = (
+    *("act_fn", "norm_eps", "norm_num_groups", "attention_head_dim", "num_attention_heads", "upcast_attention"),
+    *("center_input_sample", "flip_sin_to_cos", "freq_shift", "mid_block_scale_factor", "resnet_time_scale_shift"),
+)
+_VAE = ("act_fn", "norm_num_groups", "scaling_factor", "shift_factor", "latents_mean", "latents_std")
+_TEXT = ("hidden_act", "num_attention_heads", "layer_norm_eps", "max_position_embeddings")
+
+
+def _configuration(family: Family) -> str:
+    """A fingerprint of activations, norms, heads, scales and noise schedules."""
+    denoisers = {role: d for role, d in (("student", family.student), ("teacher", family.teacher)) if d is not None}
+    read: dict[str, Any] = {role: {k: str(d.unet.config.get(k)) for k in _UNET} for role, d in denoisers.items()}
+    for role, denoiser in denoisers.items():
+        read[role]["schedule"] = [f"{abar:.6g}" for abar in denoiser.schedule.alphas_cumprod.tolist()]
+    read["vae"] = {key: str(family.vae.config.get(key)) for key in _VAE}
+    read["text"] = {key: str(getattr(family.text.model.config, key, None)) for key in _TEXT}
+    return fingerprint_of(read)
 
 
 @dataclass(frozen=True)

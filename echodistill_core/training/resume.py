@@ -100,7 +100,8 @@ def _set_aside_damaged(folder: Path, fingerprint: str) -> bool:
         if (folder / "echo").is_dir() and not checkpoint_fingerprint(folder / "echo" / CHECKPOINT):
             _warn(f"the echo in {folder} had no checkpoint; {_set_aside(folder / 'echo')} keeps its pictures")
         (folder / "run.json").replace(folder / "run.json.damaged")
-        _warn(f"{folder / 'run.json'} could not be read and is written anew; the old file is run.json.damaged")
+        echo = "; the same echo command takes up its echo again" if (folder / "echo").is_dir() else ""
+        _warn(f"{folder / 'run.json'} could not be read and is written anew; the old file is run.json.damaged{echo}")
         return True
     return False
 

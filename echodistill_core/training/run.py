@@ -258,7 +258,7 @@ def open_run(folder: str | Path) -> Run:
         record = json.loads(text) if text.strip("\0 \r\n\t") else None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check its disk and permissions.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder, f"is no JSON ({error})") from error
     if record is None:
         raise _damaged(folder, f"is empty ({path.stat().st_size} bytes)")
@@ -275,7 +275,7 @@ def open_run(folder: str | Path) -> Run:
 
 
 def _damaged(folder: Path, how: str) -> DamagedRunError:
-    files = [folder / stage / f"{role}.safetensors" for stage in STAGES for role in ("student", "teacher")]
+    files = [folder / stage / f"{role}.safetensors" for stage in reversed(STAGES) for role in ("student", "teacher")]
     adapters = [path for path in files if path.is_file()]
     kept = f"its adapters still work alone (echodistill sample --adapter {adapters[0]}), and " if adapters else ""
     return DamagedRunError(

@@ -16,6 +16,7 @@ from ..errors import DamagedRunError, InputError
 from ..models.family import Family
 from ..models.fingerprint import sampled_fingerprint
 from ..models.sources import ModelSources, backbone_source
+from ..models.text import check_class_noun, check_placeholder, clip_tokenizer
 from ..perception.backbones import Backbone
 from ..perception.load import Place, load_backbones
 from ..settings import EchoSettings, TrainSettings
@@ -140,9 +141,9 @@ def check_folder(
 
 
 def check_concept(settings: TrainSettings) -> None:
-    """Raise InputError where the class noun is empty; everything else has a default."""
-    if not settings.class_noun.strip():
-        raise InputError("class_noun is empty; expected what the photographs show, for instance --class-noun dog.")
+    """Raise InputError where placeholder and class noun cannot name a concept."""
+    check_placeholder(clip_tokenizer(pad_with_end=False), settings.placeholder)
+    check_class_noun(settings.class_noun, settings.placeholder)
 
 
 def training_size(settings: TrainSettings, family: Family) -> int:

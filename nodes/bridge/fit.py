@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...echodistill_core.adapter.apply import check_base, check_role, other_layers
+from ...echodistill_core.adapter.apply import check_base, check_role, other_base, other_layers
 from ...echodistill_core.adapter.file import Adapter
 from ...echodistill_core.models.checkpoint import read_checkpoint
 from ...echodistill_core.models.fingerprint import (
@@ -30,7 +30,9 @@ def check_fit(adapter: Adapter, model: Any, clip: Any, *, any_base: bool) -> str
     architecture = architecture_of(model)
     check_role(adapter, adapter.role, architecture.text_width)
     if any_base:
-        return ""
+        return other_base(adapter, keys_and_values(model, clip)) and other_base(
+            adapter, keys_and_values(model, clip, patches=False)
+        )
     name = f"{adapter.role} MODEL"
     for key, compute in (("base_fingerprint", keys_and_values), ("text_fingerprint", text_encoder)):
         if adapter.metadata[key] != compute(model, clip):

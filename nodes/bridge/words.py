@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...echodistill_core.concept.prompts import same_word
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.models.text import mean_rows
 from ...echodistill_core.models.text import taught as taught_tokenizer
@@ -31,7 +32,7 @@ def teach(clip: Any, placeholder: str, class_noun: str, rows: Tensor) -> Any:
     outer = copy.copy(clip.tokenizer)
     inner = copy.copy(getattr(outer, name))
     words = known_words(clip)
-    if placeholder in words:
+    if same_word(placeholder) in map(same_word, words):
         raise InputError(
             f"the placeholder {placeholder} is in use by another adapter on this CLIP; train one of the two with "
             "another placeholder."

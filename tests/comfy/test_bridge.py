@@ -313,7 +313,7 @@ def test_cancel_is_noticed_at_the_first_event_after_it(bridge, monkeypatch):
     progress = bridge("progress")
     events = __import__("pack.echodistill_core.training.events", fromlist=["StepDone"])
     said, is_cancelled = [], []
-    monkeypatch.setattr(progress, "say", lambda node, text: said.append(text))
+    monkeypatch.setattr(progress, "say", lambda node, text, **_: said.append(text))
     monkeypatch.setattr(progress.ProgressBar, "update_absolute", lambda *arguments: None)
 
     def check():

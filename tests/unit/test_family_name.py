@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from checkpoints import checkpoint_parts, write_folder
 
 from echodistill_core.cli import main
 from echodistill_core.errors import InputError
@@ -44,3 +46,15 @@ def test_an_adapter_of_models_without_a_name_asks_for_them(tmp_path, train_tiny,
     command = ["sample", "--adapter", str(tmp_path / "mine.safetensors"), "--prompt", "a <new1> dog"]
     assert main([*command, "--out", str(tmp_path / "dog.png")]) == 2
     assert "name those that the run or adapter was trained on" in capsys.readouterr().err
+
+
+def test_the_custom_family_takes_no_teacher_that_nobody_named(tmp_path):
+    """It took the random tiny one, and that one's text encoder in place of the student's own."""
+    parts = checkpoint_parts()
+    parts["text_encoder"] = {n: t * 1.5 for n, t in parts["text_encoder"].items()}
+    sources = ModelSources(family="custom", student=str(write_folder(tmp_path / "mine", parts)))
+    family = open_family(sources, with_teacher=False)
+    assert family.teacher is None
+    assert torch.equal(family.text.table, parts["text_encoder"]["embeddings.token_embedding.weight"])
+    with pytest.raises(InputError, match=r"no teacher of its own; name one with --teacher"):
+        open_family(sources)

@@ -13,7 +13,15 @@ from safetensors import SafetensorError
 
 import echodistill_core
 from echodistill_core.errors import InputError, StorageError
-from echodistill_core.files import append_line, remove_leftovers, replacing, write_bytes, write_json, write_text
+from echodistill_core.files import (
+    append_line,
+    remove_leftovers,
+    replacing,
+    why_missing,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 PACKAGE_PARENT = Path(echodistill_core.__file__).parents[1]
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
@@ -218,3 +226,11 @@ def test_remove_leftovers_takes_nothing_else(tmp_path):
     assert names(tmp_path) == sorted([*kept, ".folder.1.tmp", "below"])
     assert names(tmp_path / "below") == [".file.123.tmp"]
     remove_leftovers(tmp_path / "missing")
+
+
+def test_a_link_that_leads_nowhere_says_where_it_would(tmp_path):
+    (tmp_path / "nowhere").symlink_to("gone")
+    (tmp_path / "self").symlink_to("self")
+    assert why_missing(tmp_path / "absent") == "does not exist"
+    assert why_missing(tmp_path / "nowhere") == "is a link to gone, which does not exist"
+    assert why_missing(tmp_path / "self") == "is a link that leads to itself"

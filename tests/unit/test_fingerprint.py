@@ -7,6 +7,7 @@ import torch
 
 from echodistill_core.adapter.apply import other_layers, personalised
 from echodistill_core.adapter.file import read_adapter
+from echodistill_core.diffusion import NoiseSchedule
 from echodistill_core.errors import InputError
 from echodistill_core.models.fingerprint import (
     block_fingerprints,
@@ -98,7 +99,7 @@ def test_a_run_from_before_these_fingerprints_goes_on(tmp_path, train_tiny, tiny
     folder = tmp_path / "run"
     train_tiny(folder, iterations=1)
     record = json.loads((folder / "run.json").read_text())
-    for key in ("student_weights", "teacher_weights", "vae"):
+    for key in ("student_weights", "teacher_weights", "vae", "configuration"):
         del record["identity"][key]
     from echodistill_core.training.identity import fingerprint_of
 
@@ -161,3 +162,32 @@ def test_a_run_does_not_go_on_with_other_backbones(tmp_path, train_tiny, monkeyp
         train_tiny(tmp_path / "run", iterations=2)
     monkeypatch.undo()
     assert train_tiny(tmp_path / "run", iterations=2).is_finished("distil")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f.vae.register_to_config(scaling_factor=0.5),
+        lambda f: f.student.unet.register_to_config(norm_eps=1e-3),
+        lambda f: f.student.unet.register_to_config(act_fn="gelu"),
+        lambda f: setattr(f.text.model.config, "hidden_act", "quick_gelu"),
+        lambda f: setattr(f.teacher, "schedule", NoiseSchedule(f.teacher.schedule.alphas_cumprod**1.1, "v_prediction")),
+    ],
+)
+def test_equal_weights_computed_with_in_another_way_are_another_run(tiny_family, change):
+    other = tiny_family()
+    change(other)
+    ours, theirs = family_identity(tiny_family()), family_identity(other)
+    assert {n for n in ours if ours[n] != theirs[n]} == {"configuration"}
+
+
+def test_an_adapter_that_is_used_on_another_base_as_allowed_is_noted(tmp_path, train_tiny, tiny_family):
+    run = train_tiny(tmp_path / "run", iterations=1)
+    adapter = read_adapter(run.path("distil", "student.safetensors"))
+    other = tiny_family()
+    other.student.fingerprint = "0" * 16
+    with (
+        pytest.warns(UserWarning, match=r"trained on another base model .* as you allowed"),
+        personalised(other, [adapter], any_base=True),
+    ):
+        pass

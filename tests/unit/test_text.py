@@ -14,6 +14,7 @@ from transformers import AddedToken, CLIPTextConfig, CLIPTextModel, CLIPTokenize
 from echodistill_core.errors import InputError
 from echodistill_core.models.text import (
     TextEncoder,
+    check_class_noun,
     check_placeholder,
     check_prompt,
     clip_tokenizer,
@@ -230,6 +231,7 @@ def test_one_of_several_placeholders_is_enough_and_none_is_asked_for_without_ada
         ("cafe\u0301zq", "a caf\u00e9zq dog", True),
         ("<caf\u00e9>", "a <cafe\u0301> dog", True),
         ("<new1>", "a <new12> dog", False),
+        ("ha\u0308schen", "x\u00e4schenxha\u0308schenx", False),
     ],
 )
 def test_a_prompt_is_checked_by_what_the_encoder_reads(encoder, placeholder, prompt, is_read):
@@ -303,16 +305,40 @@ def test_the_words_that_are_cut_are_named(encoder):
         text.warn_of_unread([prompt, prompt])
 
 
-@pytest.mark.parametrize("prompt", [",".join(f"word{i}" for i in range(60)), "写真" * 60, "cat🙂" * 60])
-def test_what_is_lost_without_spaces_is_named_too_and_no_more(encoder, prompt):
-    """What is not named is what the encoder reads: all of its tokens are among the first 75."""
+@pytest.mark.parametrize("prompt", [",".join(f"word{i}" for i in range(60)), "写真" * 60, "🐕" * 80, "a," * 70])
+def test_what_is_lost_without_spaces_is_named_and_no_more(encoder, prompt):
+    """What is named is the end behind the longest beginning that fits."""
     with pytest.warns(UserWarning, match="at its end has no effect") as caught:
         encoder.warn_of_unread([prompt])
     named = re.search(r"reads: '(.*)' at its end", str(caught[0].message))[1]
-    end = named.split("...")[-1]
-    assert prompt.endswith(end)
-    assert len(encoder.tokenizer(prompt, add_special_tokens=False).input_ids) > 75
-    assert not named.startswith(prompt[:20]) or len(set(prompt)) < 6
+    fits = max(
+        n for n in range(len(prompt)) if len(encoder.tokenizer(prompt[:n], add_special_tokens=False).input_ids) <= 75
+    )
+    assert 0 < fits < len(prompt)
+    start, *end = named.split("...")
+    assert prompt[fits:].strip().startswith(start)
+    assert prompt.endswith(end[-1] if end else start)
+
+
+@pytest.mark.parametrize("noun", ["my <new1> dog", "<NEW1>", "a dog<new1>"])
+def test_a_class_noun_with_the_placeholder_in_it_is_refused(noun):
+    with pytest.raises(InputError, match="holds the placeholder <new1>"):
+        check_class_noun(noun, "<new1>")
+    check_class_noun("fidozqdog", "fidozq")
+
+
+@pytest.mark.parametrize("text", ["a \udcff dog", "\udc80"])
+def test_bytes_that_are_no_text_are_refused(text):
+    with pytest.raises(InputError, match="no UTF-8 text"):
+        check_class_noun(text, "<new1>")
+    with pytest.raises(InputError, match="no UTF-8 text"):
+        check_prompt(text, {"<new1>": "dog"})
+
+
+@pytest.mark.parametrize("placeholder", ["<new1>\u200b", "new\u00ad1", "\u202enew1"])
+def test_invisible_characters_in_a_placeholder_are_refused(placeholder):
+    with pytest.raises(InputError, match="invisible characters"):
+        check_placeholder(clip_tokenizer(False), placeholder)
 
 
 def test_a_prompt_that_just_fits_is_read_without_a_warning(encoder):
