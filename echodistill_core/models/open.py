@@ -73,8 +73,8 @@ def _locate(own: str, role: str, named: NamedFamily) -> Source:
             default = own
         else:
             raise InputError(
-                f"checkpoint {own!r} {why_missing(Path(own))}; expected a diffusers folder, a .safetensors file, or one "
-                f"of {', '.join(HUB)}{nearest(own, HUB)}."
+                f"checkpoint {own!r} {why_missing(Path(own))}; expected a diffusers folder, a .safetensors file, or "
+                f"one of {', '.join(HUB)}{nearest(own, HUB)}."
             )
     if default == "miniature":
         return embedded_folder(role)
