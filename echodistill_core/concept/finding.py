@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import why_missing
 from ..messages import shortened
 from .contents import HEAD, RAW, Content, recognise
 from .decoding import FORMATS, RAW_SUFFIXES, readable_suffixes
@@ -63,14 +63,7 @@ def why_not_a_file(path: Path) -> str:
             return "it is not a regular file"
     except OSError as error:  # a folder on the way that may not be entered, a name longer than the system allows
         return error.strerror or type(error).__name__
-    if not path.is_symlink():
-        return "there is no such file"
-    try:
-        path.stat()
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return "it is a link that leads to itself"
-    return f"it is a link to {shortened(path.readlink())}, which does not exist"
+    return f"it {why_missing(path)}" if path.is_symlink() else "there is no such file"
 
 
 def _photographs_in(folder: Path) -> list[Found]:
