@@ -54,7 +54,7 @@ def family_identity(family: Family) -> dict[str, str]:
 
 # What the same weights are computed with; widths and depths show in the weights' shapes.
 _UNET = (
-    *("act_fn", "norm_eps", "norm_num_groups", "attention_head_dim", "num_attention_heads", "upcast_attention"),
+    *("act_fn", "norm_eps", "norm_num_groups", "attention_head_dim", "num_attention_heads"),
     *("center_input_sample", "flip_sin_to_cos", "freq_shift", "mid_block_scale_factor", "resnet_time_scale_shift"),
 )
 _VAE = ("act_fn", "norm_num_groups", "scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -62,13 +62,16 @@ _TEXT = ("hidden_act", "num_attention_heads", "layer_norm_eps", "max_position_em
 
 
 def _configuration(family: Family) -> str:
-    """A fingerprint of activations, norms, heads, scales and noise schedules."""
+    """A fingerprint of activations, norms, heads, scales and noise schedules.
+
+    The values are compared as JSON: a folder's configuration holds lists where a single file's has tuples.
+    """
     denoisers = {role: d for role, d in (("student", family.student), ("teacher", family.teacher)) if d is not None}
-    read: dict[str, Any] = {role: {k: str(d.unet.config.get(k)) for k in _UNET} for role, d in denoisers.items()}
+    read: dict[str, Any] = {role: {k: d.unet.config.get(k) for k in _UNET} for role, d in denoisers.items()}
     for role, denoiser in denoisers.items():
         read[role]["schedule"] = [f"{abar:.6g}" for abar in denoiser.schedule.alphas_cumprod.tolist()]
-    read["vae"] = {key: str(family.vae.config.get(key)) for key in _VAE}
-    read["text"] = {key: str(getattr(family.text.model.config, key, None)) for key in _TEXT}
+    read["vae"] = {key: family.vae.config.get(key) for key in _VAE}
+    read["text"] = {key: getattr(family.text.model.config, key, None) for key in _TEXT}
     return fingerprint_of(read)
 
 

@@ -103,7 +103,7 @@ def shown_on_node(execute: Callable[..., Any]) -> Callable[..., Any]:
             raise NodeError(str(error)) from None
         except mm.InterruptProcessingException:
             if not text.is_final:
-                text.say("cancelled before anything was learned")
+                text.say("cancelled")
             raise
         except BaseException as error:
             text.say(f"stopped by an error of another kind: {shortened(error)}")

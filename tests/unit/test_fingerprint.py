@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from checkpoints import checkpoint_parts, single_file, write_folder
 
 from echodistill_core.adapter.apply import other_layers, personalised
 from echodistill_core.adapter.file import read_adapter
@@ -15,6 +16,7 @@ from echodistill_core.models.fingerprint import (
     sampled_fingerprint,
     unet_fingerprint,
 )
+from echodistill_core.models.load import load_family
 from echodistill_core.training.identity import differences, family_identity
 from echodistill_core.training.run import open_run
 
@@ -191,3 +193,11 @@ def test_an_adapter_that_is_used_on_another_base_as_allowed_is_noted(tmp_path, t
         personalised(other, [adapter], any_base=True),
     ):
         pass
+
+
+def test_one_model_as_a_folder_and_as_a_single_file_is_one_model(tmp_path):
+    """Their configurations are spelled differently; a run begun with one goes on with the other."""
+    parts = checkpoint_parts()
+    sources = (write_folder(tmp_path / "folder", parts), single_file(parts))
+    as_folder, as_file = (family_identity(load_family(source, source)) for source in sources)
+    assert as_folder == as_file
