@@ -112,10 +112,10 @@ def adapt_and_sample(file: str, adapter_file: str) -> dict[str, Any]:
     names = layout.unet_names(unet, family.architecture)
     shapes = {names[n]: t for n, t in unet.items()}
     deltas = {n: 0.01 * t for n, t in rc.random_tensors(shapes, 4, torch.float32).items()}
-    rows = family.text.noun_rows("dog", 1)
+    token_embeddings = family.text.noun_embeddings("dog", 1)
     settings = dataclasses.asdict(TrainSettings(class_noun="dog"))
     written = Adapter(
-        rows, deltas, metadata=describe_run(family, "student", settings, "distil", settings["iterations"])
+        token_embeddings, deltas, metadata=describe_run(family, "student", settings, "distil", settings["iterations"])
     )
     path = Path(adapter_file)
     write_seconds, _ = _timed(lambda: write_adapter(path, written, family.architecture))
@@ -169,7 +169,7 @@ def _text_tensors(family: Family) -> dict[str, Tensor]:
 
 
 def _adapter_hashes(adapter: Adapter) -> Hashes:
-    return rc.hashes({"adapter": {**adapter.deltas, "rows": adapter.rows}})
+    return rc.hashes({"adapter": {**adapter.deltas, "rows": adapter.token_embeddings}})
 
 
 def _growth(before: Memory, after: Memory) -> dict[str, int | None]:

@@ -34,7 +34,7 @@ from echodistill_core.models.family import Denoiser, Family
 from echodistill_core.models.text import TextEncoder, clip_tokenizer
 from echodistill_core.perception.backbones import SPECS, TINY_SPECS, new_backbone
 from echodistill_core.settings import TrainSettings
-from echodistill_core.training import frugal, state
+from echodistill_core.training import offload, state
 from echodistill_core.training.batches import Batch, TrainingImages
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
 
@@ -98,11 +98,11 @@ def count(settings: TrainSettings, scale: str = "full") -> Counted:
         run = _state(settings, architecture, scale)
         weights, peak = live.now, {}
         flop = dict.fromkeys(_steps(run, batch), 0)
-        for run.step in range(settings.cycle):
+        for run.step in range(settings.period):
             for name, step in _steps(run, batch).items():
                 with counting() as counter:
                     step()
-                flop[name] += counter.get_total_flops() // settings.cycle
+                flop[name] += counter.get_total_flops() // settings.period
         gc.collect()
         run.step = 0
         # Without the counter, which holds on to what it has seen.
@@ -172,7 +172,7 @@ def _as_on_a_gpu(live: Live) -> Iterator[None]:
                     module._buffers[name] = change(buffer)
         return self
 
-    home = frugal._home
+    home = offload._home
 
     def elsewhere(network: nn.Module) -> dict[str, Tensor]:
         found = home(network)
@@ -182,7 +182,7 @@ def _as_on_a_gpu(live: Live) -> Iterator[None]:
 
     with (
         mock.patch.object(nn.Module, "_apply", apply),
-        mock.patch.object(frugal, "_home", elsewhere),
+        mock.patch.object(offload, "_home", elsewhere),
         mock.patch.object(state, "ONE_MEMORY", ()),
         mock.patch.object(state, "computes_bf16", return_value=True),
         mock.patch.object(ms_swd, "sorted_last", lambda x: tuple(x.sort(dim=-1))),

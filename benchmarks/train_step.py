@@ -96,7 +96,7 @@ def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
     latents = z.clone().requires_grad_()
     found: dict[str, Work] = {
         "batch": lambda: bench.batch(s, state.generators["data"]),
-        "text": back(lambda: state.text(batch.prompts, "teacher"), [state.rows["teacher"]]),
+        "text": back(lambda: state.text(batch.prompts, "teacher"), [state.token_embeddings["teacher"]]),
         "encode": silent(lambda: family.encode(batch.pixels)),
         "teacher": back(lambda: teacher.predict(z, t, text), list(state.weights["teacher"].working.values())),
         "student": back(lambda: student.predict(z, t, text), list(state.weights["student"].working.values())),
@@ -144,21 +144,21 @@ def _mode(bench: Workbench, settings: TrainSettings) -> dict[str, Any]:
     """An iteration's cost, and the costs of its parts. Its state is gone when it ends, before another's peak counts."""
     _free()
     state = bench.state(settings)
-    cycle, count = _cycle(state, bench)
-    whole = cost(cycle, bench.device).each(count)
+    period, count = _period(state, bench)
+    whole = cost(period, bench.device).each(count)
     split = {name: asdict(cost(work, bench.device)) for name, work in parts(state, bench).items()}
     return {**asdict(whole), "parts": split}
 
 
-def _cycle(state: TrainState, bench: Workbench) -> tuple[Work, int]:
+def _period(state: TrainState, bench: Workbench) -> tuple[Work, int]:
     """A whole cycle of the turns of images and critics, and how many iterations it has."""
-    work, count = iteration(state, bench), state.settings.cycle
+    work, count = iteration(state, bench), state.settings.period
 
-    def cycle() -> None:
+    def period() -> None:
         for _ in range(count):
             work()
 
-    return cycle, count
+    return period, count
 
 
 def _plain(bench: Workbench) -> Cost:
@@ -174,7 +174,7 @@ def alternate(bench: Workbench, modes: Sequence[str], precision: str, rounds: in
     peer = bench.plain(settings)
     works: dict[str, tuple[Work, int]] = {PLAIN: (lambda: peer.iterate(bench.batch(settings, peer.data)), 1)}
     for mode in modes:
-        works[mode] = _cycle(bench.state(bench.settings(precision=precision, **MODES[mode])), bench)
+        works[mode] = _period(bench.state(bench.settings(precision=precision, **MODES[mode])), bench)
     times: dict[str, list[float]] = {name: [] for name in works}
     for i in range(WARM_UP + rounds):
         for name, (work, count) in works.items():

@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on a device. To a GPU it goes through page-locked memory, so that the host need not wait.
 
     Only there: on MPS, a copy that nobody waits for may read its source after that is gone.

@@ -24,16 +24,16 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
-    determines_result: bool = True,
+    affects_result: bool = True,
 ) -> Any:
-    """Declare one field: `low` and `high` are inclusive; `determines_result` says whether it enters the fingerprint."""
+    """Declare one field: `low` and `high` are inclusive; `affects_result` says whether it enters the fingerprint."""
     metadata = {
         "reason": reason,
         "unit": unit,
         "low": low,
         "high": high,
         "choices": choices,
-        "determines_result": determines_result,
+        "affects_result": affects_result,
     }
     return field(default=default, metadata=metadata)
 
@@ -169,19 +169,19 @@ class TrainSettings:
         "fits smaller GPUs when low: one image and one UNet at a time, activations made again; more time, the same "
         "result but for rounding",
         choices=("normal", "low"),
-        determines_result=False,
+        affects_result=False,
     )
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", determines_result=False)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", affects_result=False)
 
     # What is written while it runs
     log_every: int = setting(
-        10, "iterations between log lines, when losses are also checked for NaN", low=1, determines_result=False
+        10, "iterations between log lines, when losses are also checked for NaN", low=1, affects_result=False
     )
     checkpoint_every: int = setting(
-        100, "iterations between checkpoints; a killed run loses at most so many", low=1, determines_result=False
+        100, "iterations between checkpoints; a killed run loses at most so many", low=1, affects_result=False
     )
     preview_every: int = setting(
-        100, "iterations between contact sheets of one-step samples; 0 for none", low=0, determines_result=False
+        100, "iterations between contact sheets of one-step samples; 0 for none", low=0, affects_result=False
     )
 
     def __post_init__(self) -> None:
@@ -217,7 +217,7 @@ class TrainSettings:
         return self.reconstructing_roles
 
     @property
-    def cycle(self) -> int:
+    def period(self) -> int:
         """Iterations after which the turns of images and critics come again."""
         return self.image_every * self.critic_every
 
@@ -302,10 +302,10 @@ def from_options(cls: type[T], options: Mapping[str, Any], recommended: Mapping[
     return cls(**{**(recommended or {}), **preset, **options})
 
 
-def determining(settings: Any) -> dict[str, Any]:
+def affecting_result(settings: Any) -> dict[str, Any]:
     """The fields that determine a run's result, by name. The preset's name is left out: its values are there."""
     return {
         f.name: getattr(settings, f.name)
         for f in dataclasses.fields(settings)
-        if f.metadata["determines_result"] and f.name != "preset"
+        if f.metadata["affects_result"] and f.name != "preset"
     }

@@ -71,10 +71,10 @@ class EchoStage(io.ComfyNode):
                 "device": str(mm.get_torch_device()),
                 "memory_mode": trained.memory_mode,
             }
-            places = training.places_of(run.settings, run.sources)
-            with training.borrowed(models, run.settings, run.resolution, places, node) as family:
+            backbone_files = training.backbone_files_of(run.settings, run.sources)
+            with training.family_on_device(models, run.settings, run.resolution, backbone_files, node) as family:
                 listen = several(RunPictures(run.folder), NodeProgress(node, "echo", settings.iterations))
-                run = session.echo(run, family, settings, listen, places)
+                run = session.echo(run, family, settings, listen, backbone_files)
         pool = image_of_files(sorted(run.path("echo", "pool").glob("*.png")))
         say(node, training.summary(run, "echo"))
         return io.NodeOutput(

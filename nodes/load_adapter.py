@@ -6,17 +6,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..echodistill_core.adapter.apply import rows_at
+from ..echodistill_core.adapter.apply import embeddings_at
 from ..echodistill_core.adapter.file import Adapter, read_adapter
 from ..echodistill_core.concept.prompts import TEMPLATES, caption
 from ..echodistill_core.errors import InputError
 from .bridge.adapters import UNLINKED, adapter_file, adapter_inputs, check_name, file_state
 from .bridge.fit import check_fit
 from .bridge.node_text import note, shown_on_node
+from .bridge.placeholders import noun_embeddings, with_placeholder
 from .bridge.sockets import AdapterFiles, AdapterSocket
 from .bridge.weights import UNET_PREFIX
 from .bridge.widgets import advanced, schema
-from .bridge.words import noun_rows, teach
 
 
 class LoadEchoAdapter(io.ComfyNode):
@@ -113,10 +113,11 @@ class LoadEchoAdapter(io.ComfyNode):
         if difference:
             note(difference)
         stub = caption(TEMPLATES[0], adapter.placeholder, adapter.class_noun)
-        rows = rows_at(adapter, noun_rows(base_clip, adapter.class_noun, len(adapter.rows)), strength_token)
+        initial = noun_embeddings(base_clip, adapter.class_noun, len(adapter.token_embeddings))
+        token_embeddings = embeddings_at(adapter, initial, strength_token)
         return io.NodeOutput(
             put_on(base_model, adapter, strength_model),
-            teach(base_clip, adapter.placeholder, adapter.class_noun, rows),
+            with_placeholder(base_clip, adapter.placeholder, adapter.class_noun, token_embeddings),
             stub,
             AdapterFiles({adapter.role: path}),
         )

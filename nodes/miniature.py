@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..echodistill_core.concept.photographs import to_square
-from ..echodistill_core.demo.lesson import DEFAULT_CONCEPT
+from ..echodistill_core.demo.task import DEFAULT_CONCEPT
 from ..echodistill_core.miniature.concepts import CONCEPTS, DEVELOPMENT, photographs
 from ..echodistill_core.miniature.render import SIDE
 from .bridge.miniature import load_miniature

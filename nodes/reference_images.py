@@ -14,8 +14,8 @@ from ..echodistill_core.errors import InputError
 from ..echodistill_core.models.text import check_class_noun, check_placeholder, clip_tokenizer
 from ..echodistill_core.settings import TrainSettings
 from .bridge.node_text import say, shown_on_node
+from .bridge.paths import NONE, folder_state, input_folder, input_folders
 from .bridge.pictures import image_of, photographs_of
-from .bridge.places import NONE, folder_state, input_folder, input_folders
 from .bridge.sockets import Concept, ConceptSocket
 from .bridge.widgets import schema, widget
 

@@ -14,9 +14,9 @@ from ..echodistill_core.errors import InputError
 from ..echodistill_core.messages import shortened
 from .bridge.kinds import check_vae, check_vae_finite
 from .bridge.node_text import note, shown_on_node
+from .bridge.placeholders import known_placeholders, placeholders_read
 from .bridge.sampling import STEPS, encode, sample, turbo_sigmas
 from .bridge.widgets import schema
-from .bridge.words import known_words, words_read
 
 MAX_SIDE = 16384  # as in ComfyUI's own nodes
 
@@ -153,8 +153,8 @@ def _start(vae: Any, image: Any, width: int, height: int, batch_size: int) -> to
 
 def _remind_of_placeholder(clip: Any, prompt: str) -> None:
     """Note it where a CLIP has learned subjects and the prompt names none of them, and how it would."""
-    words = known_words(clip)
-    if not words or words_read(clip, prompt):
+    words = known_placeholders(clip)
+    if not words or placeholders_read(clip, prompt):
         return
     word, noun = next(iter(words.items()))
     better = (

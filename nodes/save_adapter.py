@@ -17,7 +17,7 @@ from ..echodistill_core.files import replacing
 from ..echodistill_core.messages import quoted
 from .bridge.adapters import ROLES, UNLINKED, adapter_file, adapter_inputs, check_name, file_state
 from .bridge.node_text import say, shown_on_node
-from .bridge.places import NONE
+from .bridge.paths import NONE
 from .bridge.sockets import AdapterFiles, AdapterSocket
 from .bridge.widgets import schema
 

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..echodistill_core.errors import InputError
 from ..echodistill_core.evaluation.metrics import PROTOCOLS
 from ..echodistill_core.evaluation.pictures import score_pictures
-from ..echodistill_core.perception.load import Place
+from ..echodistill_core.perception.load import BackboneFiles
 from .bridge.backbones import look_for
 from .bridge.node_text import say, shown_on_node
 from .bridge.pictures import unit_of
@@ -61,13 +61,15 @@ class ScoreEcho(io.ComfyNode):
     def execute(cls, images: Any, concept: Concept, prompt: str, protocol: str) -> io.NodeOutput:
         """The figures."""
         chosen = PROTOCOLS[protocol]
-        places: dict[str, Place] = {}
+        backbone_files: dict[str, BackboneFiles] = {}
         missing = ""
         if protocol != "miniature":
-            places, missing = look_for([chosen.clip, chosen.dino])
-            if not places:
+            backbone_files, missing = look_for([chosen.clip, chosen.dino])
+            if not backbone_files:
                 raise InputError(missing)
-        scores = score_pictures(unit_of(images), concept.photographs, prompt, concept.placeholder, chosen, places)
+        scores = score_pictures(
+            unit_of(images), concept.photographs, prompt, concept.placeholder, chosen, backbone_files
+        )
         text = "\n".join([*(f"{TITLES[name]} {value:.3f}" for name, value in scores.items()), *filter(None, [missing])])
         say(cls.hidden.unique_id, text)
         figures = [scores.get(name, math.nan) for name in TITLES]

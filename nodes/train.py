@@ -18,11 +18,11 @@ from ..echodistill_core.training import session
 from ..echodistill_core.training.identity import fingerprint_of, inputs_identity
 from ..echodistill_core.training.run import Run, open_run
 from .bridge import roles, training
+from .bridge.backbone_files import run_folder
 from .bridge.fit import identity_of
 from .bridge.kinds import architecture_of, sources_of
 from .bridge.memory import default_precision
 from .bridge.node_text import note, say, shown_on_node
-from .bridge.places import run_folder
 from .bridge.progress import NodeProgress, several
 from .bridge.sockets import AdapterSocket, Concept, ConceptSocket, Models, RunSocket, TrainedRun
 from .bridge.widgets import advanced, advanced_widgets, chosen, schema, widget
@@ -135,10 +135,12 @@ class EchoDistillTrain(io.ComfyNode):
         _note_what_the_miniature_draws(sources, concept)
         if run is None or not run.is_finished("distil"):
             roles.check_roles(models, stop=check_roles)
-            places = training.places_of(settings, sources)
-            with training.borrowed(models, settings, size, places, node) as family:
+            backbone_files = training.backbone_files_of(settings, sources)
+            with training.family_on_device(models, settings, size, backbone_files, node) as family:
                 listen = several(RunPictures(folder), NodeProgress(node, "distil", settings.iterations))
-                run = session.train(concept.photographs, family, settings, sources, folder, listen, places=places)
+                run = session.train(
+                    concept.photographs, family, settings, sources, folder, listen, backbone_files=backbone_files
+                )
         return _output(cls, TrainedRun(run, models, settings.memory_mode))
 
 

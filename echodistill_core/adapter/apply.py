@@ -29,12 +29,12 @@ class Personalised:
     family: Family
     denoiser: Denoiser
     encoder: TextEncoder
-    rows: Tensor | None
+    token_embeddings: Tensor | None
     placeholders: dict[str, str]
 
     def text(self, prompts: Sequence[str]) -> Tensor:
         """Text features (B, 77, width) of prompts that may use the adapters' placeholders."""
-        return self.encoder(prompts, self.rows)
+        return self.encoder(prompts, self.token_embeddings)
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def personalised(
                 f"two adapters share the placeholder {adapter.placeholder}; train one of them with another placeholder."
             )
         placeholders[adapter.placeholder] = adapter.class_noun
-    encoder = family.text.with_placeholders({a.placeholder: len(a.rows) for a in adapters})
+    encoder = family.text.with_placeholders({a.placeholder: len(a.token_embeddings) for a in adapters})
     weights, loaded = denoiser.unet.state_dict(), family.loaded[role]
     changed: dict[str, Tensor] = {}
     for adapter, strength in zip(adapters, strengths, strict=True):
@@ -76,24 +76,24 @@ def personalised(
                 # From the weights as loaded: differences can be finer than the precision that the model was cast to.
                 start = changed.get(name, loaded[name].float())
                 changed[name] = start + strength * delta.to(start.device)
-    rows = [
-        rows_at(a, family.text.noun_rows(a.class_noun, len(a.rows)), s)
+    learned = [
+        embeddings_at(a, family.text.noun_embeddings(a.class_noun, len(a.token_embeddings)), s)
         for a, s in zip(adapters, strengths, strict=True)
     ]
     kept: dict[str, nn.Parameter] = {}
     try:
         for name, value in changed.items():
             kept[name] = _swap(denoiser.unet, name, nn.Parameter(value.to(weights[name]), requires_grad=False))
-        yield Personalised(family, denoiser, encoder, torch.cat(rows) if rows else None, placeholders)
+        yield Personalised(family, denoiser, encoder, torch.cat(learned) if learned else None, placeholders)
     finally:
         for name, parameter in kept.items():
             _swap(denoiser.unet, name, parameter)
 
 
-def rows_at(adapter: Adapter, start: Tensor, strength: float) -> Tensor:
+def embeddings_at(adapter: Adapter, start: Tensor, strength: float) -> Tensor:
     """The token's rows (vectors, width): from `start`, the class noun's, at 0 to the learned ones at 1."""
     # lerp is exact at both ends, which start + strength * (end - start) is not.
-    return torch.lerp(start, adapter.rows.to(start), strength)
+    return torch.lerp(start, adapter.token_embeddings.to(start), strength)
 
 
 def fitting_deltas(adapter: Adapter, family: Family, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -162,11 +162,11 @@ def check_role(adapter: Adapter, role: str, width: int) -> None:
     """Raise InputError unless the adapter is for this role and for text features of this width."""
     if adapter.role != role:
         raise InputError(
-            f"{adapter.origin} belongs to the {adapter.role}, but the {role} is to wear it; choose the other file."
+            f"{adapter.origin} belongs to the {adapter.role}, but the {role} is to use it; choose the other file."
         )
-    if adapter.rows.shape[1] != width:
+    if adapter.token_embeddings.shape[1] != width:
         raise InputError(
-            f"{adapter.origin} has token rows {adapter.rows.shape[1]} wide, but this model reads text "
+            f"{adapter.origin} has token rows {adapter.token_embeddings.shape[1]} wide, but this model reads text "
             f"{width} wide; it was trained on another base model ({adapter.base_model})."
         )
 

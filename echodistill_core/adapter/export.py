@@ -76,7 +76,7 @@ def export_lora(
     kept = {k: v for k, v in adapter.metadata.items() if k not in ("format", "format_version")}
     worst = max(errors.values(), default=0.0)
     write_tensors(path, tensors, {**kept, "exported_rank": str(rank), "worst_relative_error": f"{worst:.6g}"})
-    write_tensors(token_path(path), {adapter.placeholder: adapter.rows}, kept)
+    write_tensors(token_path(path), {adapter.placeholder: adapter.token_embeddings}, kept)
     return errors
 
 
@@ -139,13 +139,13 @@ def _grown_text_encoder(family: Family, adapter: Adapter) -> tuple[CLIPTokenizer
     A placeholder of several rows becomes several words, as diffusers' textual inversion has it: <new1> <new1>_1 ...
     """
     tokenizer = copy.deepcopy(family.text.tokenizer)
-    words = [adapter.placeholder] + [f"{adapter.placeholder}_{i}" for i in range(1, len(adapter.rows))]
+    words = [adapter.placeholder] + [f"{adapter.placeholder}_{i}" for i in range(1, len(adapter.token_embeddings))]
     # Found in prompts by the rules of TextEncoder.with_placeholders.
     tokenizer.add_tokens([AddedToken(w, normalized=True, single_word=adapter.placeholder.isalnum()) for w in words])
     text = copy.deepcopy(family.text.model)
     table = family.text.table
     text.resize_token_embeddings(table.shape[0] + len(words), mean_resizing=False)
     with torch.no_grad():
-        for word, row in zip(words, adapter.rows, strict=True):
+        for word, row in zip(words, adapter.token_embeddings, strict=True):
             text.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(word)] = row.to(table)
     return tokenizer, text

@@ -47,7 +47,7 @@ class Adapter:
     rows: the placeholder's embeddings (vectors, width). metadata: as in the file, all strings.
     """
 
-    rows: Tensor
+    token_embeddings: Tensor
     deltas: Mapping[str, Tensor] = field(default_factory=dict)
     factors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -155,7 +155,7 @@ def write_adapter(path: Path, adapter: Adapter, architecture: Architecture) -> N
         module = name.removesuffix(".weight")
         tensors[f"{PREFIX}{module}.lora_up.weight"] = up
         tensors[f"{PREFIX}{module}.lora_down.weight"] = down
-    tensors["clip_l" if architecture.pad_with_end else "clip_h"] = adapter.rows
+    tensors["clip_l" if architecture.pad_with_end else "clip_h"] = adapter.token_embeddings
     write_tensors(path, tensors, adapter.metadata)
 
 
@@ -210,7 +210,7 @@ def read_adapter(path: str | Path) -> Adapter:
     if len(rows_shape) != 2 or str(rows_shape[0]) != vectors:
         raise InputError(f"{path}: {tokens[0]} has shape {rows_shape}; expected ({shortened(vectors)}, text width).")
     tensors = {n: t.float() for n, t in read_tensors(path, check_finite=True).items()}
-    rows = tensors.pop(tokens[0])
+    token_embeddings = tensors.pop(tokens[0])
     deltas = {_parameter(n): t for n, t in tensors.items() if n.endswith((".diff", ".diff_b"))}
     factors = _factors(path, tensors)
     twice = sorted(deltas.keys() & factors.keys())
@@ -219,7 +219,7 @@ def read_adapter(path: str | Path) -> Adapter:
             f"{path} changes {shortened(twice[0])} twice, by a difference and by a low-rank pair; expected one."
         )
     return Adapter(
-        rows=rows,
+        token_embeddings=token_embeddings,
         deltas=deltas,
         factors=factors,
         metadata=metadata,

@@ -16,7 +16,7 @@ from ..models.sources import ModelSources
 from ..settings import PRECISIONS, EchoSettings, TrainSettings, nearest
 
 # How a run computes and reports, which may change between its stages: it does not determine the result.
-COMPUTING = tuple(f.name for f in dataclasses.fields(TrainSettings) if not f.metadata["determines_result"])
+COMPUTING = tuple(f.name for f in dataclasses.fields(TrainSettings) if not f.metadata["affects_result"])
 
 WHAT_WINS = (
     "A flag wins over --preset, that over what the family recommends for its networks, and that over the default shown."

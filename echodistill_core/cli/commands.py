@@ -33,7 +33,7 @@ from ..models.text import check_prompt
 from ..reporting import RunPictures, save_picture, to_pictures
 from ..sampling import TEACHER_STEPS
 from ..sampling import sample as sample_images
-from ..settings import EchoSettings, TrainSettings, determining, from_options
+from ..settings import EchoSettings, TrainSettings, affecting_result, from_options
 from ..training import session
 from ..training.identity import fingerprint_of
 from ..training.run import STAGES, Run, open_run
@@ -49,19 +49,19 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def demo(options: argparse.Namespace) -> None:
     """Learn one thing with the embedded family and show on a page what came of it."""
     from ..demo.demo import check_folder, learn
-    from ..demo.lesson import choose
     from ..demo.settings import DemoSettings
+    from ..demo.task import choose
 
     settings = from_options(DemoSettings, given(options, DemoSettings))
     pick_device(settings.device)
-    lesson = choose(settings, options.photos)
-    if lesson.photos:
-        _warn_of_foreign(lesson.photographs, lesson.class_noun)
-    plain = not lesson.photos and determining(settings) == determining(DemoSettings())
-    name = "demo" if plain else f"demo-{_name(lesson.class_noun, determining(settings), lesson.photographs)}"
+    task = choose(settings, options.photos)
+    if task.photos:
+        _warn_of_foreign(task.photographs, task.class_noun)
+    plain = not task.photos and affecting_result(settings) == affecting_result(DemoSettings())
+    name = "demo" if plain else f"demo-{_name(task.class_noun, affecting_result(settings), task.photographs)}"
     folder = Path(options.out) if options.out else Path("runs") / name
-    check_folder(folder, lesson, settings)
-    say(f"{lesson.title}: {_counted(lesson.photographs)} -> {folder}")
+    check_folder(folder, task, settings)
+    say(f"{task.title}: {_counted(task.photographs)} -> {folder}")
     bar = ProgressBar()
 
     def tell(text: str) -> None:
@@ -69,7 +69,7 @@ def demo(options: argparse.Namespace) -> None:
         say(text)
 
     with stoppable([bar]) as listen:
-        page = learn(lesson, settings, folder, listen, tell)
+        page = learn(task, settings, folder, listen, tell)
     if settings.open and sys.stdout.isatty() and has_display():
         webbrowser.open(page.resolve().as_uri())
     say(f"done: open {page} in a browser")
@@ -272,7 +272,7 @@ def _default_folder(
 ) -> Path:
     """runs/<noun>-<fingerprint>: the same command finds the same run again."""
     begun = {f"start_{role}": hashlib.sha256(path.read_bytes()).hexdigest() for role, path in start.items()}
-    identity = {**determining(settings), **dataclasses.asdict(sources), **begun}
+    identity = {**affecting_result(settings), **dataclasses.asdict(sources), **begun}
     return Path("runs") / _name(settings.class_noun, identity, photographs)
 
 

@@ -24,7 +24,7 @@ def adapter_facts(adapter: Adapter) -> dict[str, Any]:
     facts |= {k: said.pop(k) for k in _FIRST if k in said}
     facts["weights"] = f"{len(deltas)} tensors, {sum(d.numel() for d in deltas.values())} numbers"
     facts["largest_change"] = max(norms, key=norms.__getitem__) if norms else "none"
-    facts["token"] = f"{adapter.rows.shape[0]} row(s) of {adapter.rows.shape[1]} numbers"
+    facts["token"] = f"{adapter.token_embeddings.shape[0]} row(s) of {adapter.token_embeddings.shape[1]} numbers"
     last = {k: said.pop(k, {}) for k in ("settings", "base_blocks")}
     return {**facts, **said, **last}
 

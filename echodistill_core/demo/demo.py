@@ -29,10 +29,10 @@ from ..settings import EchoSettings, TrainSettings
 from ..training import session
 from ..training.events import Listener
 from ..training.run import Run, open_run
-from .lesson import Lesson
 from .page import Column, Page, render
 from .scores import score
 from .settings import DemoSettings
+from .task import DemoTask
 
 PAGE = "index.html"
 RECORD = "demo.json"
@@ -77,18 +77,18 @@ class _Record:
                 write_json(self.folder / RECORD, {"seconds": self.seconds, "machine": self.machine})
 
 
-def learn(lesson: Lesson, settings: DemoSettings, folder: Path, listen: Listener, tell: Tell) -> Path:
-    """Learn the lesson in `folder` and write its page there: begun, resumed, or found finished and shown again.
+def learn(task: DemoTask, settings: DemoSettings, folder: Path, listen: Listener, tell: Tell) -> Path:
+    """Learn the task in `folder` and write its page there: begun, resumed, or found finished and shown again.
 
     listen: hears both stages, as `session.train` calls it. tell: is given a line at the beginning of every phase.
     Returns the page's path. Raises InputError before anything is computed where an input does not fit or the folder
     holds something else (`check_folder`).
     """
     device = pick_device(settings.device)
-    check_folder(folder, lesson, settings)
-    train_settings, echo_settings = stage_settings(lesson, settings)
+    check_folder(folder, task, settings)
+    train_settings, echo_settings = stage_settings(task, settings)
     placeholder = train_settings.placeholder
-    prompts, plain = lesson.prompts(placeholder), lesson.prompts()
+    prompts, plain = task.prompts(placeholder), task.prompts()
 
     began = time.monotonic()
     tell(f"1/5 opening the {settings.family} family")
@@ -105,9 +105,9 @@ def learn(lesson: Lesson, settings: DemoSettings, folder: Path, listen: Listener
 
     record = _Record.read(folder)
     where = machine(device)
-    tell(f"3/5 distilling {lesson.title}: {_state(folder, 'distil', settings.iterations)}")
+    tell(f"3/5 distilling {task.title}: {_state(folder, 'distil', settings.iterations)}")
     with nullcontext() if _is_finished(folder, "distil") else record.timing("distil", where):
-        run = session.train(lesson.photographs, family, train_settings, sources, folder, listen)
+        run = session.train(task.photographs, family, train_settings, sources, folder, listen)
     tell(f"4/5 the echo: {_state(folder, 'echo', settings.echo_iterations)}")
     with nullcontext() if run.is_finished("echo") else record.timing("echo", where):
         run = session.echo(run, family, echo_settings, listen)
@@ -120,10 +120,10 @@ def learn(lesson: Lesson, settings: DemoSettings, folder: Path, listen: Listener
     began = time.monotonic()
 
     def column(title: str, note: str, images: Tensor) -> Column:
-        return Column(title, note, images, score(judges, lesson, images, plain, references) if judges else {})
+        return Column(title, note, images, score(judges, task, images, plain, references) if judges else {})
 
     page = Page(
-        lesson=lesson,
+        task=task,
         placeholder=placeholder,
         family=settings.family,
         folder=folder,
@@ -148,19 +148,19 @@ def learn(lesson: Lesson, settings: DemoSettings, folder: Path, listen: Listener
     return folder / PAGE
 
 
-def stage_settings(lesson: Lesson, settings: DemoSettings) -> tuple[TrainSettings, EchoSettings]:
+def stage_settings(task: DemoTask, settings: DemoSettings) -> tuple[TrainSettings, EchoSettings]:
     """The settings of both stages: the family's own, but for what every demo changes and what was asked."""
     sources = ModelSources(family=settings.family)
     asked = {"iterations": settings.iterations, "seed": settings.seed, "device": settings.device}
     return (
-        settings_for(TrainSettings, {**RUN_SETTINGS, **asked, "class_noun": lesson.class_noun}, sources),
+        settings_for(TrainSettings, {**RUN_SETTINGS, **asked, "class_noun": task.class_noun}, sources),
         settings_for(EchoSettings, {"iterations": settings.echo_iterations}, sources),
     )
 
 
-def check_folder(folder: Path, lesson: Lesson, settings: DemoSettings) -> None:
+def check_folder(folder: Path, task: DemoTask, settings: DemoSettings) -> None:
     """Raise InputError where the folder is a file, or holds the run of another demo or anything else."""
-    session.check_folder(folder, lesson.photographs, *stage_settings(lesson, settings))
+    session.check_folder(folder, task.photographs, *stage_settings(task, settings))
 
 
 def machine(device: torch.device) -> str:

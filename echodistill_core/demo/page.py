@@ -18,8 +18,8 @@ from ..evaluation.style import document
 from ..miniature.world import CONTEXTS, SHAPES
 from ..reporting import to_pictures
 from .curves import Rows, curves
-from .lesson import Lesson
 from .style import DEMO_STYLE
+from .task import DemoTask
 
 # Name of a score -> its title and what it asks.
 SCORES: dict[str, tuple[str, str]] = {
@@ -50,7 +50,7 @@ class Page:
     stage. seconds: what each phase took, None where nobody measured. machine: where it trained.
     """
 
-    lesson: Lesson
+    task: DemoTask
     placeholder: str
     family: str
     folder: Path
@@ -64,7 +64,7 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML text."""
-    title = f"EchoDistill learns {page.lesson.title}"
+    title = f"EchoDistill learns {page.task.title}"
     sections = {
         "The photographs": _photographs(page),
         "Six prompts, the same noise": _prompts(page),
@@ -91,13 +91,13 @@ def expectations(page: Page) -> list[str]:
         f"The miniature knows a world of {side}×{side} pictures: {len(SHAPES)} kinds of toys in {len(CONTEXTS)} "
         "places. It draws nothing outside of it, and nothing finer than its pixels."
     )
-    if page.lesson.attributes is not None:
+    if page.task.attributes is not None:
         return [
             world,
             "In that world it can learn a toy of colours that it never saw together, which is what you see here. The "
             "method and its code are those that personalise SD-Turbo; only the networks are small.",
         ]
-    noun = page.lesson.class_noun
+    noun = page.task.class_noun
     unread = (
         []
         if noun in SHAPES
@@ -129,7 +129,7 @@ def _lead(page: Page) -> str:
 def _photographs(page: Page) -> str:
     shown = "".join(_image(p, f"photograph {i}") for i, p in enumerate(to_pictures(page.photographs), 1))
     side = page.photographs.shape[-1]
-    source = "Rendered, in as many places" if page.lesson.attributes is not None else "Yours, cut square and shrunk"
+    source = "Rendered, in as many places" if page.task.attributes is not None else "Yours, cut square and shrunk"
     return (
         f'<p class="meta">{source}: {side}×{side} pixels, all that the models saw.</p><div class="strip">{shown}</div>'
     )
@@ -141,10 +141,8 @@ def _prompts(page: Page) -> str:
         f'<th scope="col">{html.escape(c.title)}<small>{html.escape(c.note)}</small></th>' for c in page.columns
     )
     rows = []
-    for i, (prompt, context) in enumerate(
-        zip(page.lesson.prompts(page.placeholder), page.lesson.contexts, strict=True)
-    ):
-        new = page.lesson.shown and context not in page.lesson.shown
+    for i, (prompt, context) in enumerate(zip(page.task.prompts(page.placeholder), page.task.contexts, strict=True)):
+        new = page.task.shown and context not in page.task.shown
         words = html.escape(prompt).replace(html.escape(page.placeholder), f"<b>{html.escape(page.placeholder)}</b>", 1)
         note = "<small>a place that no photograph shows</small>" if new else ""
         cells = "".join(
@@ -152,7 +150,7 @@ def _prompts(page: Page) -> str:
             for column, of in zip(page.columns, pictures, strict=True)
         )
         rows.append(f'<tr><th scope="row">{words}{note}</th>{cells}</tr>')
-    word, noun = html.escape(page.placeholder), html.escape(page.lesson.class_noun)
+    word, noun = html.escape(page.placeholder), html.escape(page.task.class_noun)
     return (
         f'<p><b class="word">{word}</b> is the new word. <b>Before</b> is the model as it was, asked for a plain '
         f"{noun}; <b>distilled</b> has learned beside its teacher from the photographs, <b>after echo</b> also from "
@@ -169,7 +167,7 @@ def _scores(page: Page) -> str:
     meanings = "".join(f"<dt>{SCORES[n][0]}</dt><dd>{SCORES[n][1]}</dd>" for n in names)
     return (
         f"{_table(('', *(SCORES[n][0] for n in names)), rows)}<dl>{meanings}</dl>"
-        f"<p>More is better, and 1 the most. Of {len(page.lesson.contexts)} pictures they show a "
+        f"<p>More is better, and 1 the most. Of {len(page.task.contexts)} pictures they show a "
         "direction; <code>echodistill bench --suite miniature</code> measures with intervals. The judges "
         "are networks that no training here used.</p>"
     )
@@ -185,7 +183,7 @@ def _curves(page: Page) -> str:
 
 
 def _timings(page: Page) -> str:
-    count = len(page.lesson.contexts)
+    count = len(page.task.contexts)
     phases = {
         "open": "opening the models",
         "before": f"{count} pictures before training",
@@ -211,14 +209,14 @@ def _timings(page: Page) -> str:
 
 
 def _next(page: Page) -> str:
-    noun, folder = page.lesson.class_noun, shlex.quote(str(page.folder))
+    noun, folder = page.task.class_noun, shlex.quote(str(page.folder))
     steps = [
         (
             "Draw more with what it learned:",
             f'echodistill sample {folder} --prompt "a {subject(page.placeholder, noun)} on the grass"',
         )
     ]
-    photos = " ".join(shlex.quote(path) for path in page.lesson.photos)
+    photos = " ".join(shlex.quote(path) for path in page.task.photos)
     if not photos:
         steps.append(
             (

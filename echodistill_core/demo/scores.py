@@ -9,15 +9,15 @@ from torch import Tensor
 from ..evaluation.metrics import attribute_accuracy, clip_i, clip_t, dino
 from ..evaluation.scoring import context_accuracy
 from ..miniature.judges import Judges, indices
-from .lesson import Lesson
+from .task import DemoTask
 
 
 def score(
-    judges: Judges, lesson: Lesson, images: Tensor, prompts: Sequence[str], references: Tensor
+    judges: Judges, task: DemoTask, images: Tensor, prompts: Sequence[str], references: Tensor
 ) -> dict[str, float]:
     """What the judges say, by name in the page's SCORES; of a user's thing only what can be known of it.
 
-    images: (B, 3, 64, 64) in [-1, 1], one for each of the lesson's prompts. prompts: those without the placeholder.
+    images: (B, 3, 64, 64) in [-1, 1], one for each of the task's prompts. prompts: those without the placeholder.
     references: the photographs, (N, 3, 64, 64) in [-1, 1]. All on the CPU.
     """
     result = {
@@ -25,8 +25,8 @@ def score(
         "clip_i": clip_i(judges.image_text_image(images), judges.image_text_image(references)),
         "dino": dino(judges.identity(images), judges.identity(references)),
     }
-    if lesson.attributes is not None:
-        seen, truth = judges.attributes(images), indices(lesson.attributes)
+    if task.attributes is not None:
+        seen, truth = judges.attributes(images), indices(task.attributes)
         result["attributes"] = attribute_accuracy(seen, truth, list(truth))
-        result["context"] = context_accuracy(seen, lesson.contexts)
+        result["context"] = context_accuracy(seen, task.contexts)
     return result

@@ -17,8 +17,8 @@ class DemoSettings:
     echo_iterations: int = setting(80, "iterations of the echoing stage", low=1)
     seed: int = setting(0, "of every random number", low=0, high=2**63 - 1)
     family: str = setting("miniature", "models; tiny is random, for trying the command", choices=("miniature", "tiny"))
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", determines_result=False)
-    open: bool = setting(True, "show the page in the browser when it is written", determines_result=False)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", affects_result=False)
+    open: bool = setting(True, "show the page in the browser when it is written", affects_result=False)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -33,7 +33,7 @@ from ..training import session
 from ..training.events import Event
 from ..training.run import Run
 from ..training.start import start_files
-from .methods import ALL, Look, Training
+from .methods import ALL, EvalSpec, Training
 from .paper import REFERENCES, title_of
 from .scoring import Samples, draw, real, score
 
@@ -175,12 +175,12 @@ def _run_reference(folder: Path, suite: Suite, cell: Cell) -> list[dict[str, Any
     else:
         with personalised(family.to("cpu", torch.float32)) as model:
             made = draw(model, concept, "", seeds=suite.sampling_seeds, count=suite.prompts)
-    row = _row(cell, Look(cell.training), 0)
+    row = _row(cell, EvalSpec(cell.training), 0)
     row["metrics"], row["picture"] = score(made, concept, "", judges), _sheet(folder, suite, cell, cell.training, made)
     return [row]
 
 
-def _row(cell: Cell, look: Look, iterations: int) -> dict[str, Any]:
+def _row(cell: Cell, look: EvalSpec, iterations: int) -> dict[str, Any]:
     return {
         "training": cell.training,
         "method": look.method,
@@ -221,7 +221,7 @@ def train(family: Family, suite: Suite, training: Training, concept: Concept, se
 
 
 def _evaluate(
-    folder: Path, suite: Suite, cell: Cell, look: Look, family: Family, judges: Judges, run: Run
+    folder: Path, suite: Suite, cell: Cell, look: EvalSpec, family: Family, judges: Judges, run: Run
 ) -> tuple[dict[str, float], str]:
     concept = CONCEPTS[cell.concept]
     adapter = read_adapter(run.path(look.stage, f"{look.role}.safetensors"))

@@ -15,7 +15,7 @@ TEACHER_STEPS = 25
 
 
 @dataclass(frozen=True)
-class Look:
+class EvalSpec:
     """One evaluation of a trained run: which stage's adapter, worn by which role, sampling in how many steps.
 
     method: its id in evaluation.paper, which has the titles.
@@ -32,7 +32,7 @@ class Training:
     """One run. options: settings other than the family's own. first: a training whose teacher this one starts from."""
 
     name: str
-    looks: tuple[Look, ...]
+    looks: tuple[EvalSpec, ...]
     options: dict[str, Any] = field(default_factory=dict)
     echo: bool = False
     first: str = ""
@@ -44,7 +44,7 @@ _ON_STUDENT = {**_ON_TEACHER, "teacher_weight": 0.0, "student_reconstruction_wei
 
 
 def _one(name: str, **options: Any) -> Training:
-    return Training(name, (Look(name),), options)
+    return Training(name, (EvalSpec(name),), options)
 
 
 TRAININGS: dict[str, Training] = {
@@ -53,18 +53,18 @@ TRAININGS: dict[str, Training] = {
         Training(
             "echodistill",
             (
-                Look("echodistill"),
-                Look("steps-2", steps=2),
-                Look("steps-4", steps=4),
-                Look("echodistill-teacher", role="teacher", steps=TEACHER_STEPS),
-                Look("echodistill-echo", stage="echo"),
-                Look("echodistill-echo-teacher", "echo", "teacher", TEACHER_STEPS),
+                EvalSpec("echodistill"),
+                EvalSpec("steps-2", steps=2),
+                EvalSpec("steps-4", steps=4),
+                EvalSpec("echodistill-teacher", role="teacher", steps=TEACHER_STEPS),
+                EvalSpec("echodistill-echo", stage="echo"),
+                EvalSpec("echodistill-echo-teacher", "echo", "teacher", TEACHER_STEPS),
             ),
             echo=True,
         ),
         Training(
             "custom-diffusion-teacher",
-            (Look("custom-diffusion-teacher", role="teacher", steps=TEACHER_STEPS),),
+            (EvalSpec("custom-diffusion-teacher", role="teacher", steps=TEACHER_STEPS),),
             _ON_TEACHER,
         ),
         _one("textual-inversion", **_ON_STUDENT, trainable="token"),
@@ -73,7 +73,7 @@ TRAININGS: dict[str, Training] = {
         _one("lora", **_ON_STUDENT, trainable="lora+token"),
         Training(
             "teacher-first",
-            (Look("teacher-first"),),
+            (EvalSpec("teacher-first"),),
             {"teacher_weight": 0.0},
             first="custom-diffusion-teacher",
         ),
@@ -87,7 +87,7 @@ TRAININGS: dict[str, Training] = {
         _one("no-clip", clip_weight=0.0),
         _one("one-photograph", max_photographs=1),
         _one("not-shared", share_text_encoder=False),
-        Training("tuned", (Look("tuned"), Look("tuned-echo", stage="echo")), {"preset": "tuned"}, echo=True),
+        Training("tuned", (EvalSpec("tuned"), EvalSpec("tuned-echo", stage="echo")), {"preset": "tuned"}, echo=True),
     )
 }
 
@@ -114,7 +114,7 @@ TRAININGS |= {training.name: training for training in map(at_best, BEST)}
 
 
 def _trial(name: str, **options: Any) -> Training:
-    return Training(f"trial-{name}", (Look(f"trial-{name}"),), options)
+    return Training(f"trial-{name}", (EvalSpec(f"trial-{name}"),), options)
 
 
 # What might become `tuned`: one change each to the paper's settings, before the echo, and the same from one photograph.

@@ -14,7 +14,7 @@ from ..concept.prompts import without_placeholder
 from ..miniature.judges import load_judges
 from ..models.text import clip_tokenizer, warn_of_unread
 from ..perception.backbones import Backbone, normalised, resized
-from ..perception.load import Place, load_backbone
+from ..perception.load import BackboneFiles, load_backbone
 from . import metrics
 
 
@@ -26,7 +26,7 @@ def score_pictures(
     prompt: str,
     placeholder: str,
     protocol: metrics.Protocol,
-    places: Mapping[str, Place],
+    backbone_files: Mapping[str, BackboneFiles],
 ) -> dict[str, float]:
     """The scores, by "clip_t", "clip_i", "dino", as far as their encoders are in `places`.
 
@@ -50,15 +50,15 @@ def score_pictures(
             "dino": metrics.dino(judges.identity(images), judges.identity(references)),
         }
     result: dict[str, float] = {}
-    if protocol.clip in places:
-        backbone = load_backbone(protocol.clip, places[protocol.clip].encoder).float()
+    if protocol.clip in backbone_files:
+        backbone = load_backbone(protocol.clip, backbone_files[protocol.clip].encoder).float()
         pictured, real = (_features(backbone, x, protocol.clip_size) for x in (images, references))
         clip = backbone.encoder
         text = clip.text_projection(clip.text_model(_caption_ids(caption)).pooler_output)  # type: ignore[operator]
         result["clip_t"] = metrics.clip_t(pictured, text.expand(len(images), -1))
         result["clip_i"] = metrics.clip_i(pictured, real)
-    if protocol.dino in places:
-        backbone = load_backbone(protocol.dino, places[protocol.dino].encoder).float()
+    if protocol.dino in backbone_files:
+        backbone = load_backbone(protocol.dino, backbone_files[protocol.dino].encoder).float()
         seen, real = (_features(backbone, x, protocol.dino_size) for x in (images, references))
         result["dino"] = metrics.dino(seen, real)
     return result

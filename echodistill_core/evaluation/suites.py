@@ -21,7 +21,7 @@ from ..miniature.concepts import CONCEPTS, DEVELOPMENT, EVALUATION
 from ..miniature.world import CONTEXTS
 from ..models.embedded import FOLDER, MANIFEST, sha256
 from ..models.sources import settings_for
-from ..settings import EchoSettings, TrainSettings, determining, nearest
+from ..settings import EchoSettings, TrainSettings, affecting_result, nearest
 from .bench import SOURCES, Suite, gather, read_json, run_cells, settings_of
 from .methods import ALL, TRAININGS, TRIALS
 from .report import write_report
@@ -97,11 +97,11 @@ def _declare(folder: Path, suite: Suite) -> None:
         "sampling_seeds": suite.sampling_seeds,
         "prompts": suite.prompts,
         "weights": sha256(FOLDER / MANIFEST),
-        "echo": determining(settings_for(EchoSettings, suite.echo_options, SOURCES)),
+        "echo": affecting_result(settings_for(EchoSettings, suite.echo_options, SOURCES)),
         **{f"training {name}": _settings(suite, name) for name in suite.trainings},
     }
     found = read_json(path, "choose another --out") if path.is_file() else {}
-    defaults = {**determining(EchoSettings()), **determining(TrainSettings())}
+    defaults = {**affecting_result(EchoSettings()), **affecting_result(TrainSettings())}
     for name, value in made_with.items():
         there = found.get(name, value)
         if isinstance(value, dict):
@@ -120,7 +120,7 @@ def _declare(folder: Path, suite: Suite) -> None:
 
 def _settings(suite: Suite, training: str) -> dict[str, Any]:
     """What every run of this training has in common, from the family, its preset, the suite and the training."""
-    whole = determining(settings_of(suite, ALL[training], CONCEPTS[suite.concepts[0]], 0))
+    whole = affecting_result(settings_of(suite, ALL[training], CONCEPTS[suite.concepts[0]], 0))
     return {name: value for name, value in whole.items() if name not in ("seed", "class_noun")}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
 from ..concept.prompts import subject
-from ..devices import sent
+from ..devices import to_device
 from ..errors import InputError, Notice
 from ..messages import quoted
 
@@ -79,7 +79,7 @@ def add_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
     tokenizer.add_tokens([AddedToken(placeholder, normalized=True, single_word=letters)])
 
 
-def taught(tokenizer: CLIPTokenizer, placeholders: Iterable[str]) -> CLIPTokenizer:
+def with_added_tokens(tokenizer: CLIPTokenizer, placeholders: Iterable[str]) -> CLIPTokenizer:
     """A copy of the tokenizer that knows these words: it could not forget them itself.
 
     Raises InputError as `check_placeholder` does.
@@ -141,7 +141,7 @@ def check_text(text: str, what: str) -> None:
 @lru_cache(maxsize=8)
 def _knowing(placeholders: tuple[str, ...]) -> CLIPTokenizer:
     """CLIP's tokenizer that knows these words. What it pads with makes no difference to a prompt's words."""
-    return taught(clip_tokenizer(pad_with_end=False), placeholders)
+    return with_added_tokens(clip_tokenizer(pad_with_end=False), placeholders)
 
 
 def _copied(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
@@ -162,7 +162,7 @@ def _copied(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
     return copy.deepcopy(tokenizer, kept)
 
 
-def mean_rows(table: Tensor, ids: Sequence[int], count: int) -> Tensor:
+def mean_embeddings(table: Tensor, ids: Sequence[int], count: int) -> Tensor:
     """What a placeholder begins as: the mean of the class noun's rows of the table, (count, width), float32."""
     return table[torch.tensor(ids, device=table.device)].detach().float().mean(dim=0).repeat(count, 1)
 
@@ -199,7 +199,7 @@ class TextEncoder(nn.Module):
         Raises InputError for a word that cannot be a placeholder.
         """
         encoder = TextEncoder(self.model, self._plain_tokenizer)
-        encoder.tokenizer = taught(self._plain_tokenizer, placeholders)
+        encoder.tokenizer = with_added_tokens(self._plain_tokenizer, placeholders)
         encoder.placeholders = dict(placeholders)
         return encoder
 
@@ -209,7 +209,7 @@ class TextEncoder(nn.Module):
         Raises InputError where a prompt is so long that a placeholder in it would be cut off.
         """
         vocabulary, most = self.table.shape[0], self.most_tokens
-        rows_of = self._rows_of()
+        rows_of = self._placeholder_ids()
         batch = []
         for prompt in prompts:
             ids = [row for token in self._words(prompt) for row in rows_of.get(token, [token])]
@@ -229,7 +229,7 @@ class TextEncoder(nn.Module):
 
     def warn_of_unread(self, prompts: Iterable[str]) -> None:
         """Warn once for each prompt that is longer than the encoder reads, naming the words that are lost."""
-        rows_of = self._rows_of()
+        rows_of = self._placeholder_ids()
 
         def count(text: str) -> int:
             return sum(len(rows_of.get(token, [token])) for token in self._words(text))
@@ -241,7 +241,7 @@ class TextEncoder(nn.Module):
         ids: list[int] = self.tokenizer(prompt, add_special_tokens=False).input_ids
         return ids
 
-    def _rows_of(self) -> dict[int, list[int]]:
+    def _placeholder_ids(self) -> dict[int, list[int]]:
         """The tokenizer's id of each placeholder -> ids of its rows, which begin past the vocabulary's end."""
         rows_of: dict[int, list[int]] = {}
         next_row = self.table.shape[0]
@@ -250,7 +250,7 @@ class TextEncoder(nn.Module):
             next_row += count
         return rows_of
 
-    def forward(self, prompts: Sequence[str], rows: Tensor | None = None) -> Tensor:
+    def forward(self, prompts: Sequence[str], token_embeddings: Tensor | None = None) -> Tensor:
         """Text features (B, 77, width).
 
         rows: the placeholders' embeddings (n, width), in order of declaration; gradients reach them and nothing else.
@@ -259,17 +259,19 @@ class TextEncoder(nn.Module):
         vocabulary = self.table.shape[0]
         ids = self.tokenize(prompts)
         expected = sum(self.placeholders.values())
-        if rows is None:
+        if token_embeddings is None:
             # Asked on the CPU, where the ids are made: a device would have to be waited for.
             if bool((ids >= vocabulary).any()):
                 raise InputError("a prompt uses a placeholder whose learned rows were not given; load its adapter.")
-            return self.model(sent(ids, self.table.device)).last_hidden_state
-        ids = sent(ids, self.table.device)
-        if rows.shape != (expected, self.width):
-            raise InputError(f"placeholder rows have shape {tuple(rows.shape)}; expected ({expected}, {self.width}).")
+            return self.model(to_device(ids, self.table.device)).last_hidden_state
+        ids = to_device(ids, self.table.device)
+        if token_embeddings.shape != (expected, self.width):
+            raise InputError(
+                f"placeholder rows have shape {tuple(token_embeddings.shape)}; expected ({expected}, {self.width})."
+            )
 
         def insert(_: nn.Module, __: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
-            own = rows.to(embedded)[(ids - vocabulary).clamp_min(0)]
+            own = token_embeddings.to(embedded)[(ids - vocabulary).clamp_min(0)]
             return torch.where((ids >= vocabulary)[..., None], own, embedded)
 
         handle = self.model.get_input_embeddings().register_forward_hook(insert)
@@ -278,7 +280,7 @@ class TextEncoder(nn.Module):
         finally:
             handle.remove()
 
-    def noun_rows(self, class_noun: str, count: int) -> Tensor:
+    def noun_embeddings(self, class_noun: str, count: int) -> Tensor:
         """Initial placeholder rows (count, width), float32: the mean embedding of the class noun's tokens, repeated.
 
         Raises InputError for an empty noun.
@@ -286,7 +288,7 @@ class TextEncoder(nn.Module):
         ids = self.tokenizer(class_noun, add_special_tokens=False).input_ids
         if not ids:
             raise InputError("class_noun is empty; expected what the photographs show, for instance dog.")
-        return mean_rows(self.table, ids, count)
+        return mean_embeddings(self.table, ids, count)
 
 
 def warn_of_unread(prompt: str, most: int, count: Callable[[str], int]) -> None:

@@ -33,7 +33,7 @@ TIMM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Place:
+class BackboneFiles:
     """Where a backbone's files are: the encoder, and IP-Adapter's projector where it lies apart (`load_backbone`)."""
 
     encoder: Path
@@ -41,7 +41,7 @@ class Place:
 
 
 @torch.inference_mode(False)
-def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Place] = "") -> dict[str, Backbone]:
+def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, BackboneFiles] = "") -> dict[str, Backbone]:
     """Load several backbones, frozen, on the CPU in the files' precision.
 
     wanted: role -> name in SPECS, as training.state.needed_backbones returns it. The result has the same roles.
@@ -58,17 +58,20 @@ def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Place] 
         return {role: load_backbone(name, folder / name, specs=MINIATURE_SPECS) for role, name in names.items()}
     if isinstance(source, str):
         found = {name: _find(name, source) for name in wanted.values()}
-        places = {name: Place(path) for name, path in found.items() if path is not None}
+        backbone_files = {name: BackboneFiles(path) for name, path in found.items() if path is not None}
         where = f"the folder {source} or the hub cache" if source else "the hub cache"
     else:
-        places, where = dict(source), "the folders that were given"
-    missing = [name for name in wanted.values() if name not in places]
+        backbone_files, where = dict(source), "the folders that were given"
+    missing = [name for name in wanted.values() if name not in backbone_files]
     if missing:
         titles = ", ".join(f"{SPECS[n].title} ({n})" for n in missing)
         raise InputError(
             f"backbones are missing: {titles}; looked in {where}. Run: echodistill download {' '.join(missing)}"
         )
-    return {role: load_backbone(name, places[name].encoder, places[name].projector) for role, name in wanted.items()}
+    return {
+        role: load_backbone(name, backbone_files[name].encoder, backbone_files[name].projector)
+        for role, name in wanted.items()
+    }
 
 
 def load_backbone(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..concept.augment import draw_view, plain_view
 from ..concept.images import ImageSet
 from ..concept.prompts import TEMPLATES, caption, epoch_order
-from ..devices import sent
+from ..devices import to_device
 from ..settings import TrainSettings
 
 
@@ -41,7 +41,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return self._each(lambda x: sent(x, device))
+        return self._each(lambda x: to_device(x, device))
 
     def pinned(self) -> Batch:
         """The same batch in page-locked memory, where there is a GPU to copy from it."""

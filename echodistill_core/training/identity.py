@@ -13,7 +13,7 @@ from ..concept.images import ImageSet
 from ..errors import InputError
 from ..messages import quoted
 from ..models.family import Family
-from ..settings import TrainSettings, determining
+from ..settings import TrainSettings, affecting_result
 
 # Fingerprints that runs of earlier versions do not hold.
 _LATER = ("student_weights", "teacher_weights", "vae", "configuration")
@@ -35,7 +35,7 @@ def run_identity(
 
 def inputs_identity(settings: TrainSettings, images: ImageSet) -> dict[str, Any]:
     """The part of a run's identity that needs no models: settings and photographs."""
-    return {**determining(settings), "resolution": images.pixels.shape[-1], "photographs": images.fingerprint}
+    return {**affecting_result(settings), "resolution": images.pixels.shape[-1], "photographs": images.fingerprint}
 
 
 def family_identity(family: Family) -> dict[str, str]:
@@ -121,7 +121,7 @@ def as_known_to(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
     Without settings that are newer than the run, as far as they are left at their default, which does what was done
     before there was the setting; and without fingerprints that it did not take.
     """
-    defaults = determining(TrainSettings())
+    defaults = affecting_result(TrainSettings())
     later = {n: v for n, v in defaults.items() if n not in there}
     return {n: v for n, v in here.items() if n in there or (n not in _LATER and (n not in later or v != later[n]))}
 
@@ -131,7 +131,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
     A setting that is newer than the earlier one was, in effect, at its default there.
     """
-    defaults = determining(TrainSettings())
+    defaults = affecting_result(TrainSettings())
     there = {**{n: defaults[n] for n in here if n in defaults}, **there}
     names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
     return ", ".join(f"{n} is {quoted(there.get(n))} there and {quoted(here.get(n))} here" for n in names)

@@ -12,7 +12,7 @@ from ..adapter.file import Adapter, describe_run, write_adapter
 from ..concept.prompts import TEMPLATES, caption
 from ..errors import DivergedError
 from ..models import layout
-from ..settings import determining
+from ..settings import affecting_result
 from .batches import TrainingImages, batches
 from .checkpoint import CheckpointWriter
 from .events import CheckpointSaved, Listener, LossesLogged, PreviewReady, StepDone, latest
@@ -95,10 +95,10 @@ def adapters_of(state: TrainState, stage: str, iterations: int) -> dict[str, Ada
         names = layout.unet_names(weights.base, architecture)
         factors = {names[n]: pair for n, pair in weights.factors().items()}
         result[role] = Adapter(
-            rows=state.rows[role].detach().float().cpu(),
+            token_embeddings=state.token_embeddings[role].detach().float().cpu(),
             deltas={} if factors else {names[n]: d for n, d in weights.deltas().items()},
             factors=factors,
-            metadata=describe_run(state.family, role, determining(state.settings), stage, iterations),
+            metadata=describe_run(state.family, role, affecting_result(state.settings), stage, iterations),
         )
     return result
 
@@ -146,5 +146,5 @@ def _finish(state: TrainState, run: Run, stage: str, iterations: int) -> None:
     adapters = adapters_of(state, stage, iterations)
     for role, adapter in adapters.items():
         write_adapter(run.path(stage, f"{role}.safetensors"), adapter, state.family.architecture)
-    losses = latest(run.read_log(stage)[-state.settings.cycle :])
+    losses = latest(run.read_log(stage)[-state.settings.period :])
     run.finish(stage, {"iterations": iterations, "roles": list(adapters), "losses": losses})

@@ -47,7 +47,7 @@ def advice(settings: TrainSettings) -> str:
     )
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on whatever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -57,12 +57,12 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained(settings: TrainSettings) -> Iterator[None]:
+def explaining_out_of_memory(settings: TrainSettings) -> Iterator[None]:
     """Raise OutOfMemoryError with advice where memory runs out in the block."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, OutOfMemoryError) or not ran_out(error):
+        if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
             raise
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OutOfMemoryError(f"memory ran out ({first}); {advice(settings)}") from error

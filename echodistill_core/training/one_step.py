@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..devices import sent
+from ..devices import to_device
 from ..diffusion import guided, timesteps_like
 from ..losses.adversarial import generator_loss
 from ..losses.alignment import alignment_weight, identity_loss, latent_mse
 from ..losses.ms_swd import draw_directions, ms_swd_along
 from ..models.family import Denoiser
 from .batches import Batch
-from .frugal import Layers
+from .offload import Layers
 from .state import TrainState
 
 Losses = dict[str, Tensor]
@@ -68,8 +68,8 @@ def make_and_compare(state: TrainState, batch: Batch) -> tuple[Losses, Made]:
                 for (part, _), z, text in zip(parts, latents, texts, strict=True)
             ]
         directions = _draw_directions(state, batch)
-        if state.one_unet is not None:
-            state.one_unet.leave()
+        if state.offloader is not None:
+            state.offloader.leave()
         compared = [
             Comparison(state, z, target, share).run(directions)
             for z, target, (_, share) in zip(latents, targets, parts, strict=True)
@@ -84,7 +84,7 @@ def make_and_compare(state: TrainState, batch: Batch) -> tuple[Losses, Made]:
 
 def critics_of(state: TrainState) -> dict[str, float]:
     """The critics whose turn it is in this iteration, with their shares in Eq. 6."""
-    return state.settings.critic_weights if state.step % state.settings.cycle == 0 else {}
+    return state.settings.critic_weights if state.step % state.settings.period == 0 else {}
 
 
 def sees_images(state: TrainState) -> bool:
@@ -229,7 +229,7 @@ class Comparison:
 @torch.no_grad()
 def _teachers_text(state: TrainState, batch: Batch, part: slice, students: Tensor) -> Tensor:
     """The prompts as the teacher reads them: as the student does, unless each has a token of its own."""
-    if state.rows["student"] is state.rows["teacher"]:
+    if state.token_embeddings["student"] is state.token_embeddings["teacher"]:
         return students.detach()
     return state.read(batch.student_prompts[part], "teacher")
 
@@ -241,7 +241,7 @@ def _draw_directions(state: TrainState, batch: Batch) -> list[Tensor]:
         return []
     side = batch.pixels.shape[-1]
     drawn = draw_directions(side, side, state.generators["noise"], levels=s.swd_levels, projections=s.swd_projections)
-    return [sent(directions, state.device) for directions in drawn]
+    return [to_device(directions, state.device) for directions in drawn]
 
 
 def _summed(parts: Sequence[Losses]) -> Losses:

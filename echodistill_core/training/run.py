@@ -26,7 +26,7 @@ from ..errors import DamagedRunError, InputError
 from ..files import append_line, remove_leftovers, write_json, write_text
 from ..models.family import Family
 from ..models.sources import ModelSources
-from ..settings import EchoSettings, TrainSettings, determining, from_options
+from ..settings import EchoSettings, TrainSettings, affecting_result, from_options
 from ..tensorfile import read_header
 from .identity import (
     as_known_to,
@@ -81,7 +81,7 @@ class Run:
 
     def echo_fingerprint(self, echo: EchoSettings) -> str:
         """Of an echoing stage with these settings, begun or not."""
-        return _echo_fingerprint(self.fingerprint("distil"), determining(echo))
+        return _echo_fingerprint(self.fingerprint("distil"), affecting_result(echo))
 
     def path(self, stage: str, *parts: str) -> Path:
         """A path inside a stage's folder."""
@@ -152,7 +152,7 @@ class Run:
 
     def check_echo(self, echo: EchoSettings) -> None:
         """Raise InputError, naming what differs, where an echoing stage was begun with other settings."""
-        begun, asked = self.begun_echo, determining(echo)
+        begun, asked = self.begun_echo, affecting_result(echo)
         if begun is not None and begun != asked:
             raise InputError(
                 f"the run {self.folder} has an echoing stage of other settings: {differences(begun, asked)}; "
@@ -177,7 +177,7 @@ class Run:
             )
         self.remove_leftovers()
         if self.begun_echo is None:
-            self.record["echo"] = determining(echo)
+            self.record["echo"] = affecting_result(echo)
             self.record["finished"] = {s: figures for s, figures in self.record["finished"].items() if s != "echo"}
             self.save()
 

@@ -18,14 +18,14 @@ from ..models.fingerprint import sampled_fingerprint
 from ..models.sources import ModelSources, backbone_source
 from ..models.text import check_class_noun, check_placeholder, clip_tokenizer
 from ..perception.backbones import Backbone
-from ..perception.load import Place, load_backbones
+from ..perception.load import BackboneFiles, load_backbones
 from ..settings import EchoSettings, TrainSettings
 from .batches import TrainingImages
 from .checkpoint import load_checkpoint
 from .echo import make_pool, pool_prompts
 from .events import Listener
 from .loop import train_stage
-from .memory import explained
+from .memory import explaining_out_of_memory
 from .prior import add_prior
 from .resume import check_new_folder, create_or_resume
 from .run import CHECKPOINT, Run, open_run
@@ -41,7 +41,7 @@ def train(
     folder: str | Path,
     listen: Listener,
     start: Mapping[str, Path] | None = None,
-    places: Mapping[str, Place] | None = None,
+    backbone_files: Mapping[str, BackboneFiles] | None = None,
 ) -> Run:
     """The distillation stage into a run folder: begun, resumed at its last checkpoint, or found finished.
 
@@ -66,7 +66,7 @@ def train(
         if run.is_finished("distil"):
             return run
     # Looked for before a new folder is made, so that a failed start leaves nothing behind.
-    backbones = _backbones(settings, sources, places)
+    backbones = _backbones(settings, sources, backbone_files)
     run = create_or_resume(folder, settings, sources, images, family, start)
     run.check_backbones(_fingerprints(backbones))
     with _training(family, backbones, settings, begun) as state:
@@ -84,7 +84,7 @@ def echo(
     family: Family,
     settings: EchoSettings,
     listen: Listener,
-    places: Mapping[str, Place] | None = None,
+    backbone_files: Mapping[str, BackboneFiles] | None = None,
 ) -> Run:
     """The echoing stage of a finished run: begun, resumed, or found finished. The adapters of before stay beside it.
 
@@ -99,7 +99,7 @@ def echo(
     run.declare_echo(settings)
     if run.is_finished("echo"):
         return run
-    backbones = _backbones(distil, run.sources, places)
+    backbones = _backbones(distil, run.sources, backbone_files)
     run.check_backbones(_fingerprints(backbones))
     with _training(family, backbones, distil, begun) as state:
         add_prior(state, run, listen)
@@ -155,9 +155,11 @@ def training_size(settings: TrainSettings, family: Family) -> int:
 
 
 def _backbones(
-    settings: TrainSettings, sources: ModelSources, places: Mapping[str, Place] | None
+    settings: TrainSettings, sources: ModelSources, backbone_files: Mapping[str, BackboneFiles] | None
 ) -> dict[str, Backbone]:
-    return load_backbones(needed_backbones(settings), backbone_source(sources) if places is None else places)
+    return load_backbones(
+        needed_backbones(settings), backbone_source(sources) if backbone_files is None else backbone_files
+    )
 
 
 def _fingerprints(backbones: Mapping[str, Backbone]) -> dict[str, str]:
@@ -175,7 +177,7 @@ def _training(
     with torch.inference_mode(False), torch.enable_grad():
         try:
             family.text = family.text.with_placeholders({settings.placeholder: settings.vectors})
-            with explained(settings):
+            with explaining_out_of_memory(settings):
                 yield new_state(family, backbones, settings, start)
         finally:
             family.restore()

@@ -28,7 +28,7 @@ class Start:
     parameter -> (up, down), in place of deltas where low-rank updates go on as such.
     """
 
-    rows: Tensor
+    token_embeddings: Tensor
     deltas: Mapping[str, Tensor] = field(default_factory=dict)
     factors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -68,7 +68,7 @@ def read_start(files: Mapping[str, Path], family: Family, settings: TrainSetting
     """
     start = {role: _read(path, role, family, settings) for role, path in files.items()}
     if settings.share_text_encoder and len(start) == 2:
-        teacher, student = start["teacher"].rows, start["student"].rows
+        teacher, student = start["teacher"].token_embeddings, start["student"].token_embeddings
         if not torch.equal(teacher, student):
             raise InputError(
                 f"{files['teacher']} and {files['student']} hold different tokens, but the run is to share one; "
@@ -77,7 +77,7 @@ def read_start(files: Mapping[str, Path], family: Family, settings: TrainSetting
     return start
 
 
-def wear(unet: nn.Module, deltas: Mapping[str, Tensor]) -> None:
+def apply_deltas(unet: nn.Module, deltas: Mapping[str, Tensor]) -> None:
     """Add differences to a frozen UNet for good; Family.restore takes them off again."""
     for name, delta in deltas.items():
         path, _, leaf = name.rpartition(".")
@@ -100,13 +100,14 @@ def _read(path: Path, role: str, family: Family, settings: TrainSettings) -> Sta
                 f"{path} was trained with {name} {quoted(found)}, but this run has {getattr(settings, name)!r}; a run "
                 "that begins from an adapter goes on with its concept: use the same."
             )
-    if len(adapter.rows) != settings.vectors:
+    if len(adapter.token_embeddings) != settings.vectors:
         raise InputError(
-            f"{path} has {len(adapter.rows)} token rows, but setting vectors is {settings.vectors}; use the same."
+            f"{path} has {len(adapter.token_embeddings)} token rows, but setting vectors is "
+            f"{settings.vectors}; use the same."
         )
     deltas = fitting_deltas(adapter, family, denoiser.unet.state_dict())
     if role == "teacher" and not settings.teaches:
-        return Start(adapter.rows, deltas)
+        return Start(adapter.token_embeddings, deltas)
     return _for_learning(path, adapter, deltas, denoiser, family, settings)
 
 
@@ -121,7 +122,7 @@ def _for_learning(
             "was trained with, or full."
         )
     if not settings.trainable.startswith("lora") or not deltas:
-        return Start(adapter.rows, deltas)
+        return Start(adapter.token_embeddings, deltas)
     here = {there: name for name, there in layout.unet_names(trained, family.architecture).items()}
     factors = {here[there]: pair for there, pair in adapter.factors.items()}
     for name, delta in deltas.items():
@@ -132,4 +133,4 @@ def _for_learning(
                 f"{path} holds {found} for {name}, but this run learns low-rank updates of rank {rank}; use the same "
                 "lora_rank, or another trainable."
             )
-    return Start(adapter.rows, factors=factors)
+    return Start(adapter.token_embeddings, factors=factors)

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..devices import DTYPES, ONE_MEMORY, computes_bf16, pick_device, sent
+from ..devices import DTYPES, ONE_MEMORY, computes_bf16, pick_device, to_device
 from ..errors import DivergedError, InputError, Notice
 from ..losses.adversarial import CriticHead
 from ..models.family import Denoiser, Family
 from ..perception.backbones import Backbone
 from ..settings import TrainSettings
 from .batches import Batch, TrainingImages
-from .frugal import OneAtATime
-from .start import Start, wear
+from .offload import ModelOffloader
+from .start import Start, apply_deltas
 from .trainable import TrainedWeights
 
 ROLES = ("teacher", "student")
@@ -48,13 +48,13 @@ class TrainState:
     family: Family
     backbones: dict[str, Backbone]
     weights: dict[str, TrainedWeights]
-    rows: dict[str, nn.Parameter]
+    token_embeddings: dict[str, nn.Parameter]
     critics: nn.ModuleDict
     optimizers: dict[str, torch.optim.AdamW]
     generators: dict[str, torch.Generator]
     prior: dict[str, TrainingImages] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
-    one_unet: OneAtATime | None = None
+    offloader: ModelOffloader | None = None
     stage: str = "distil"
     step: int = 0
     _unconditional: Tensor | None = field(default=None, repr=False)
@@ -83,13 +83,13 @@ class TrainState:
 
     def text(self, prompts: Sequence[str], role: str) -> Tensor:
         """tau(y) as this role reads it: (B, 77, width). Gradients reach its rows where gradients are on."""
-        return self.family.text(prompts, self.rows[role])
+        return self.family.text(prompts, self.token_embeddings[role])
 
     def read(self, prompts: Sequence[str], role: str, *, learning: bool = True) -> Tensor:
         """tau(y) as in `text`, with gradients only where they are on and the role's own loss is what its rows learn
         from: where the token learns from the teacher, the student reads it and may not change it.
         """
-        owned = learning and any(self.rows[role] is leaf for leaf in self.leaves(role))
+        owned = learning and any(self.token_embeddings[role] is leaf for leaf in self.leaves(role))
         with torch.set_grad_enabled(owned and torch.is_grad_enabled()):
             return self.text(prompts, role)
 
@@ -109,8 +109,8 @@ class TrainState:
         weights = self.weights.get(optimizer)
         if weights is None:
             return self.learned(optimizer)
-        rows = [p for p in self.learned(optimizer) if any(p is r for r in self.rows.values())]
-        return [*weights.working.values(), *rows]
+        token_embeddings = [p for p in self.learned(optimizer) if any(p is r for r in self.token_embeddings.values())]
+        return [*weights.working.values(), *token_embeddings]
 
     def parts(self, count: int) -> Iterator[tuple[slice, float]]:
         """The parts of a batch of `count` images that are computed at once, each with its share of the batch."""
@@ -122,12 +122,12 @@ class TrainState:
     def draw_noise(self, batch: Batch, generator: str) -> Tensor:
         """Unit noise for a batch's latents, (B, 4, h, w)."""
         shape = (len(batch), self.family.latent_channels, *batch.mask.shape[-2:])
-        return sent(torch.randn(shape, generator=self.generators[generator]), self.device)
+        return to_device(torch.randn(shape, generator=self.generators[generator]), self.device)
 
     def draw_timesteps(self, denoiser: Denoiser, count: int, generator: str) -> Tensor:
         """t ~ U{0..T-1} for each of `count` images, (B,)."""
         t = torch.randint(denoiser.schedule.timesteps, (count,), generator=self.generators[generator])
-        return sent(t, self.device)
+        return to_device(t, self.device)
 
     def kept_by_view(
         self, kind: str, views: Sequence[Hashable], pixels: Tensor, make: Callable[[Tensor], Tensor]
@@ -148,10 +148,14 @@ class TrainState:
         tensors: dict[str, Tensor] = {}
         for role, weights in self.weights.items():
             tensors.update({f"{role}/{n}": p.detach() for n, p in weights.parameters.items()})
-        for role, rows in self.rows.items():
-            if role == "student" and "teacher" in self.rows and rows is self.rows["teacher"]:
+        for role, token_embeddings in self.token_embeddings.items():
+            if (
+                role == "student"
+                and "teacher" in self.token_embeddings
+                and token_embeddings is self.token_embeddings["teacher"]
+            ):
                 continue
-            tensors[f"rows/{role}"] = rows.detach()
+            tensors[f"rows/{role}"] = token_embeddings.detach()
         tensors.update({f"critics/{n}": p.detach() for n, p in self.critics.named_parameters()})
         return tensors
 
@@ -217,18 +221,18 @@ def new_state(
         for role in ROLES
         if role in denoisers
     }
-    noun = family.text.noun_rows(settings.class_noun, settings.vectors)
-    rows = {role: start[role].rows if role in start else noun for role in ROLES}
+    noun = family.text.noun_embeddings(settings.class_noun, settings.vectors)
+    token_embeddings = {role: start[role].token_embeddings if role in start else noun for role in ROLES}
     if settings.share_text_encoder and "teacher" not in start:
-        rows["teacher"] = rows["student"]
+        token_embeddings["teacher"] = token_embeddings["student"]
     for role, begun in start.items():
         if role in weights:
             weights[role].begin_at(begun.deltas, begun.factors)
         elif family.teacher is not None:
-            wear(family.teacher.unet, begun.deltas)
-    one_unet = _settle(family, weights, backbones, settings, device)
-    shared = nn.Parameter(rows["teacher"].clone().to(device))
-    own = shared if settings.share_text_encoder else nn.Parameter(rows["student"].clone().to(device))
+            apply_deltas(family.teacher.unet, begun.deltas)
+    offloader = _settle(family, weights, backbones, settings, device)
+    shared = nn.Parameter(token_embeddings["teacher"].clone().to(device))
+    own = shared if settings.share_text_encoder else nn.Parameter(token_embeddings["student"].clone().to(device))
     # A generator for each head: taking one critic away must not start the others differently.
     heads = {
         role: CriticHead(backbones[role].width, torch.Generator().manual_seed(settings.seed + 100 + place))
@@ -241,7 +245,7 @@ def new_state(
         family=family,
         backbones=backbones,
         weights=weights,
-        rows={"teacher": shared, "student": own},
+        token_embeddings={"teacher": shared, "student": own},
         critics=critics,
         optimizers={},
         # The prior's last and only where it is on, so that all else draws what it draws without.
@@ -250,7 +254,7 @@ def new_state(
             for i, name in enumerate(("data", "noise", *(("prior",) if settings.prior_roles else ())), 1)
         },
         given=frozenset(start),
-        one_unet=one_unet,
+        offloader=offloader,
     )
     state.optimizers = new_optimizers(state)
     return state
@@ -262,7 +266,7 @@ def _settle(
     backbones: Mapping[str, Backbone],
     settings: TrainSettings,
     device: torch.device,
-) -> OneAtATime | None:
+) -> ModelOffloader | None:
     """Bring every network to the device in its precision, with what learns. Returns what keeps one UNet there."""
     dtype = DTYPES[settings.precision]
     if settings.precision == "bf16" and not computes_bf16(device):
@@ -271,13 +275,13 @@ def _settle(
     family.to(device, dtype)
     for trained in weights.values():
         trained.install(device, dtype)
-    one_unet = None
+    offloader = None
     if settings.memory_mode == "low" and device.type not in ONE_MEMORY and family.teacher is not None:
-        one_unet = OneAtATime([family.student.unet, family.teacher.unet], device)
-        family.on_restore.append(one_unet.end)
+        offloader = ModelOffloader([family.student.unet, family.teacher.unet], device)
+        family.on_restore.append(offloader.end)
     for backbone in backbones.values():  # after a UNet has left
         backbone.to(device=device, dtype=dtype)
-    return one_unet
+    return offloader
 
 
 def parameter_groups(state: TrainState) -> dict[str, list[dict[str, Any]]]:
@@ -293,9 +297,9 @@ def parameter_groups(state: TrainState) -> dict[str, list[dict[str, Any]]]:
             groups[role].append({"params": list(state.weights[role].parameters.values()), "lr": lr})
     if learns_token:
         if s.teaches:
-            groups["teacher"].append({"params": [state.rows["teacher"]], "lr": s.token_lr})
+            groups["teacher"].append({"params": [state.token_embeddings["teacher"]], "lr": s.token_lr})
         if state.token_learns_from == "student":
-            groups["student"].append({"params": [state.rows["student"]], "lr": s.token_lr})
+            groups["student"].append({"params": [state.token_embeddings["student"]], "lr": s.token_lr})
     if len(state.critics):
         groups["critics"].append({"params": list(state.critics.parameters()), "lr": s.critic_lr})
     # An empty optimiser still has one empty group, so that every role has one to ask.

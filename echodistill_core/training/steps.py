@@ -114,7 +114,7 @@ def _step(state: TrainState, name: str) -> Tensor:
     """Clip the gradients that are there and step one optimiser. Returns the gradient's norm before clipping."""
     optimizer, parameters = state.optimizers[name], state.learned(name)
     if name in state.weights:
-        state.weights[name].take_gradients()
+        state.weights[name].grads_to_master()
     limit = state.settings.critic_grad_clip if name == "critics" else state.settings.grad_clip
     norm = nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
     optimizer.step()

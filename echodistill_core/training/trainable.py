@@ -98,7 +98,7 @@ class TrainedWeights:
             else:
                 setattr(module, leaf, self.working[name])
 
-    def take_gradients(self) -> None:
+    def grads_to_master(self) -> None:
         """Hand the working copies' gradients to the parameters, in float32."""
         if self.working is self.parameters:
             return

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...echodistill_core.errors import InputError
-from .places import NONE, adapter_names, adapter_path
+from .paths import NONE, adapter_names, adapter_path
 from .sockets import AdapterFiles, AdapterSocket
 
 ROLES = ["student", "teacher"]

@@ -12,7 +12,7 @@ from ...echodistill_core.errors import InputError
 from ...echodistill_core.models.hub import HUB, cached_folder
 from ...echodistill_core.perception.backbones import SPECS
 from ...echodistill_core.perception.files import PROJECTOR, choose, choose_projector
-from ...echodistill_core.perception.load import Place
+from ...echodistill_core.perception.load import BackboneFiles
 
 FOLDER = "echodistill"  # of ComfyUI's models, for what no other folder holds
 
@@ -22,18 +22,18 @@ def register_folder() -> None:
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 
 
-def find_backbones(names: Iterable[str]) -> dict[str, Place]:
+def find_backbones(names: Iterable[str]) -> dict[str, BackboneFiles]:
     """Where each backbone is: models/echodistill, clip_vision, ipadapter, or the hub cache.
 
     Raises InputError naming all that are missing at once, with their sizes and the command that gets them.
     """
-    places, missing = look_for(names)
+    backbone_files, missing = look_for(names)
     if missing:
         raise InputError(missing)
-    return places
+    return backbone_files
 
 
-def look_for(names: Iterable[str]) -> tuple[dict[str, Place], str]:
+def look_for(names: Iterable[str]) -> tuple[dict[str, BackboneFiles], str]:
     """The same as far as they are there, and in words what is missing; "" where nothing is."""
     reasons: list[str] = []
     found = {name: _find(name, reasons) for name in dict.fromkeys(names)}
@@ -41,17 +41,17 @@ def look_for(names: Iterable[str]) -> tuple[dict[str, Place], str]:
     text = ""
     if missing:
         wanted = ", ".join(f"{SPECS[n].title} ({n}, {_gigabytes(n):.1f} GB, {HUB[n].repo})" for n in missing)
-        places = ", ".join(str(p) for kind in (FOLDER, "clip_vision", "ipadapter") for p in _folders(kind))
+        searched = ", ".join(str(p) for kind in (FOLDER, "clip_vision", "ipadapter") for p in _folders(kind))
         text = (
             f"backbones are missing: {wanted}. Nothing is downloaded unasked; run: python -m echodistill_core download "
             f"{' '.join(missing)} (in this pack's folder, with ComfyUI's Python), or put their files into "
-            f"{_folders(FOLDER)[0]}. Looked in {places}, and in the hub cache."
+            f"{_folders(FOLDER)[0]}. Looked in {searched}, and in the hub cache."
         )
         text = " ".join([text, *(f"{reason}." for reason in reasons)])
     return {name: place for name, place in found.items() if place is not None}, text
 
 
-def _find(name: str, reasons: list[str]) -> Place | None:
+def _find(name: str, reasons: list[str]) -> BackboneFiles | None:
     """Where a backbone is. `reasons` is given why files that seemed to be it are not, where it is nowhere."""
     refused: list[str] = []
     for kind in (FOLDER, "clip_vision"):
@@ -64,7 +64,7 @@ def _find(name: str, reasons: list[str]) -> Place | None:
     cached = cached_folder(name)
     if cached is None:
         reasons += refused
-    return None if cached is None else Place(cached)
+    return None if cached is None else BackboneFiles(cached)
 
 
 def _candidates(name: str, kind: str) -> list[tuple[Path, str]]:
@@ -77,14 +77,14 @@ def _candidates(name: str, kind: str) -> list[tuple[Path, str]]:
     return found
 
 
-def _with_projector(name: str, encoder: Path) -> Place | None:
+def _with_projector(name: str, encoder: Path) -> BackboneFiles | None:
     """The place of an encoder; None where it needs IP-Adapter's projector and that is nowhere."""
     if SPECS[name].projector is None:
-        return Place(encoder)
+        return BackboneFiles(encoder)
     folders = [*([encoder] if encoder.is_dir() else []), *_folders(FOLDER), *_folders("ipadapter")]
     candidates = [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob(PROJECTOR))]
     projector = choose_projector(name, candidates)
-    return None if projector is None else Place(encoder, projector)
+    return None if projector is None else BackboneFiles(encoder, projector)
 
 
 def _gigabytes(name: str) -> float:

@@ -10,7 +10,7 @@ from .sockets import Models
 from .weights import UNET_PREFIX, network_tensors, text_prefix
 
 
-def borrow_family(models: Models) -> tuple[Family, list[str]]:
+def build_family(models: Models) -> tuple[Family, list[str]]:
     """A family of the core from the user's objects, and notes on what was baked in or left out.
 
     Everything is copied: the family may be trained, and the user's objects stay as they are.

@@ -13,7 +13,7 @@ import torch
 
 from ...echodistill_core.devices import DTYPES, ONE_MEMORY
 from ...echodistill_core.errors import InputError
-from ...echodistill_core.perception.load import Place
+from ...echodistill_core.perception.load import BackboneFiles
 from ...echodistill_core.settings import TrainSettings
 from ...echodistill_core.training.memory import activation_bytes
 
@@ -29,7 +29,11 @@ def default_precision(device: torch.device) -> str:
 
 
 def least_bytes(
-    models: Sequence[Any], learning: int, places: Iterable[Place], settings: TrainSettings, device: torch.device
+    models: Sequence[Any],
+    learning: int,
+    backbone_files: Iterable[BackboneFiles],
+    settings: TrainSettings,
+    device: torch.device,
 ) -> int:
     """Bytes that weights and optimisers take of the device's memory at least; activations come on top.
 
@@ -39,7 +43,7 @@ def least_bytes(
     if settings.memory_mode == "low" and device.type not in ONE_MEMORY:
         models = models[1:]  # one UNet at a time
     weights = [p for patcher in models for p in patcher.model.parameters()]
-    files = sum(size(p) for place in places for p in (place.encoder, place.projector) if p is not None)
+    files = sum(size(p) for place in backbone_files for p in (place.encoder, place.projector) if p is not None)
     # Backbones' files hold float32 as they are published.
     total = sum(p.numel() for p in weights) * dtype.itemsize + files * dtype.itemsize // 4 + learning * MASTER_BYTES
     if device.type == "cpu":
@@ -55,7 +59,7 @@ def size(path: Path) -> int:
 
 
 @contextmanager
-def room_for(needed: int, device: torch.device, settings: TrainSettings, resolution: int) -> Iterator[str]:
+def free_memory_for(needed: int, device: torch.device, settings: TrainSettings, resolution: int) -> Iterator[str]:
     """Have ComfyUI free the device's memory for the block, and give it back after it.
 
     needed: bytes of weights and optimisers. resolution: of the training images, for what activations take.

@@ -12,23 +12,23 @@ from torch import Tensor
 
 from ...echodistill_core.models.family import Family
 from ...echodistill_core.models.sources import ModelSources
-from ...echodistill_core.perception.load import Place
+from ...echodistill_core.perception.load import BackboneFiles
 from ...echodistill_core.settings import TrainSettings
 from ...echodistill_core.training.run import Run
 from ...echodistill_core.training.state import needed_backbones
+from .backbone_files import RUNS
 from .backbones import find_backbones
-from .family import borrow_family
-from .memory import least_bytes, room_for
+from .family import build_family
+from .memory import free_memory_for, least_bytes
 from .node_text import note, say
 from .pictures import image_of_files
-from .places import RUNS
 from .progress import figures
 from .sockets import AdapterFiles, Models
 
 log = logging.getLogger(__name__)
 
 
-def places_of(settings: TrainSettings, sources: ModelSources) -> dict[str, Place] | None:
+def backbone_files_of(settings: TrainSettings, sources: ModelSources) -> dict[str, BackboneFiles] | None:
     """Where the backbones of these settings are; None for the miniature's, which come with the package."""
     if sources.family == "miniature":
         return None
@@ -36,11 +36,11 @@ def places_of(settings: TrainSettings, sources: ModelSources) -> dict[str, Place
 
 
 @contextmanager
-def borrowed(
+def family_on_device(
     models: Models,
     settings: TrainSettings,
     resolution: int,
-    places: dict[str, Place] | None,
+    backbone_files: dict[str, BackboneFiles] | None,
     node: str | None,
 ) -> Iterator[Family]:
     """The models as a family to train, with ComfyUI's own models moved out of its way; all is given back afterwards.
@@ -52,14 +52,14 @@ def borrowed(
     needed = least_bytes(
         [models.student, models.teacher, models.clip.patcher, models.vae.patcher],
         _learning(models, settings),
-        (places or {}).values(),
+        (backbone_files or {}).values(),
         settings,
         device,
     )
-    with room_for(needed, device, settings, resolution) as words:
+    with free_memory_for(needed, device, settings, resolution) as words:
         log.info("EchoDistill: training needs %s", words)
         say(node, f"training needs {words}")
-        family, taken = borrow_family(models)
+        family, taken = build_family(models)
         for text in taken:
             note(text)
         try:

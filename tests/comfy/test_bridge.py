@@ -177,7 +177,7 @@ def test_a_folder_of_ones_own_may_leave_the_projector_to_the_ipadapter_folder(br
 
 def test_a_wrong_file_by_the_right_name_does_not_hide_the_right_one(bridge, places, monkeypatch):
     """In the folder before, further on in the list, or in the hub cache."""
-    place = bridge("backbones").Place
+    place = bridge("backbones").BackboneFiles
     wrong = put(published("dinov2-small"), places["echodistill"], "dino.safetensors")
     put(by_timm("vit_base_patch16_224.dino"), places["clip_vision"], "dino-vits16.safetensors")
     message = bridge("backbones").look_for(["dino"])[1]
@@ -220,7 +220,7 @@ def test_too_little_memory_is_told_with_what_would_fit(bridge, monkeypatch):
     monkeypatch.setattr(memory.mm, "get_free_memory", lambda device: 3 * memory.GB)
     with (
         pytest.raises(ValueError, match="not enough memory") as caught,
-        memory.room_for(12 * memory.GB, torch.device("cuda"), settings_of(bridge), 512),
+        memory.free_memory_for(12 * memory.GB, torch.device("cuda"), settings_of(bridge), 512),
     ):
         pass
     for part in ("12.0 GB for weights", "3.0 GB free", "memory_mode low", "precision bf16 halves that", "dinov2-small"):
@@ -233,13 +233,13 @@ def test_memory_that_may_run_out_is_told_with_the_mode_that_takes_less(bridge, m
     monkeypatch.setattr(memory.mm, "free_memory", lambda needed, device: asked.append(needed))
     monkeypatch.setattr(memory.mm, "get_free_memory", lambda device: 8 * memory.GB)
     cuda = torch.device("cuda")
-    with memory.room_for(2 * memory.GB, cuda, settings_of(bridge, precision="bf16"), 512) as words:
+    with memory.free_memory_for(2 * memory.GB, cuda, settings_of(bridge, precision="bf16"), 512) as words:
         assert words.startswith("about 10.2 GB, of which 2.0 GB for weights and optimisers, 8.0 GB free on cuda")
         assert "memory_mode low takes less" in words
     low = settings_of(bridge, precision="bf16", memory_mode="low")
-    with memory.room_for(2 * memory.GB, cuda, low, 512) as words:
+    with memory.free_memory_for(2 * memory.GB, cuda, low, 512) as words:
         assert words == "about 2.8 GB, of which 2.0 GB for weights and optimisers, 8.0 GB free on cuda"
-    with memory.room_for(2 * memory.GB, cuda, low, 256) as words:
+    with memory.free_memory_for(2 * memory.GB, cuda, low, 256) as words:
         assert words.startswith("about 2.2 GB")
     assert [round(n / memory.GB, 1) for n in asked] == [10.2, 2.8, 2.2]
 
@@ -247,7 +247,7 @@ def test_memory_that_may_run_out_is_told_with_the_mode_that_takes_less(bridge, m
 def test_the_least_of_memory_is_weights_and_optimisers(bridge, tmp_path):
     memory, load = bridge("memory"), __import__("pack.echodistill_core.perception.load", fromlist=["Place"])
     (tmp_path / "a.safetensors").write_bytes(b"1234" * 10)
-    place = load.Place(tmp_path / "a.safetensors")
+    place = load.BackboneFiles(tmp_path / "a.safetensors")
     model = SimpleNamespace(model=torch.nn.Linear(9, 10))  # 100 numbers in float32
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     halves, whole = settings_of(bridge, precision="bf16"), settings_of(bridge)
@@ -268,14 +268,14 @@ def test_out_of_memory_is_passed_on_with_a_word_on_the_node(bridge, monkeypatch)
     said = []
     monkeypatch.setattr(training, "least_bytes", lambda *arguments: 0)
     monkeypatch.setattr(training, "_learning", lambda *arguments: 0)
-    monkeypatch.setattr(training, "borrow_family", lambda models: (None, []))
+    monkeypatch.setattr(training, "build_family", lambda models: (None, []))
     monkeypatch.setattr(training, "say", lambda node, text: said.append(text))
     models = SimpleNamespace(
         student=None, teacher=None, clip=SimpleNamespace(patcher=None), vae=SimpleNamespace(patcher=None)
     )
     with (
         pytest.raises(training.mm.OOM_EXCEPTION),
-        training.borrowed(models, settings_of(bridge), 512, None, "1"),
+        training.family_on_device(models, settings_of(bridge), 512, None, "1"),
     ):
         raise training.mm.OOM_EXCEPTION("out of memory, and what to do")
     assert said[-1] == "out of memory, and what to do"

@@ -23,7 +23,7 @@ from echodistill_core.evaluation.pictures import score_pictures
 from echodistill_core.models.architectures import SD2
 from echodistill_core.models.load import load_family
 from echodistill_core.perception.backbones import SPECS
-from echodistill_core.perception.load import Place
+from echodistill_core.perception.load import BackboneFiles
 from echodistill_core.sampling import denoise
 from echodistill_core.tensorfile import write_tensors
 
@@ -46,13 +46,13 @@ def full(tmp_path_factory, comfyui):
     (models / "loras").mkdir(parents=True)
     adapt_and_sample(str(models / "checkpoints" / "student.safetensors"), str(models / "loras" / "full.safetensors"))
     # Where people keep them, CLIP ViT-H under the name that IP-Adapter's users know.
-    places = {
+    backbone_files = {
         "dino": "echodistill/dino",
         "dinov2-small": "echodistill/dinov2-small",
         "clip-vit-b-32": "echodistill/clip-vit-b-32",
         "clip": "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K",
     }
-    for seed, (name, place) in enumerate(places.items()):
+    for seed, (name, place) in enumerate(backbone_files.items()):
         spec = SPECS[name]
         with torch.device("meta"):
             empty = spec.build(spec.config)
@@ -198,7 +198,7 @@ def test_scores_by_dreambooths_protocol_are_the_cores(full, serve):
         "photo of a <new1> dog on the beach",
         "<new1>",
         PROTOCOLS["dreambooth"],
-        {name: Place(full / "models" / "echodistill" / f"{name}.safetensors") for name in names},
+        {name: BackboneFiles(full / "models" / "echodistill" / f"{name}.safetensors") for name in names},
     )
     text = "\n".join(outcome.outputs["score"]["text"])
     assert text.splitlines() == [f"{title} {expected[name]:.3f}" for name, title in TITLES.items()]

@@ -171,7 +171,7 @@ def snapshot():
         if hasattr(thing, "family"):
             for role, backbone in thing.backbones.items():
                 tensors.update({f"{role}/{n}": t for n, t in backbone.state_dict().items()})
-            tensors.update({f"rows/{role}": t for role, t in thing.rows.items()})
+            tensors.update({f"rows/{role}": t for role, t in thing.token_embeddings.items()})
             tensors.update({f"critics/{n}": t for n, t in thing.critics.state_dict().items()})
         return {n: t.detach().clone() for n, t in tensors.items()}
 

@@ -20,7 +20,7 @@ from echodistill_core.models.architectures import SD1, SD2, TINY
 from echodistill_core.models.assemble import empty_unet
 from echodistill_core.models.layout import unet_names
 from echodistill_core.sampling import sample
-from echodistill_core.settings import TrainSettings, determining
+from echodistill_core.settings import TrainSettings, affecting_result
 
 # Where the cross-attentions of the tiny family lie in the original layout. By hand: input block 0 is conv_in, and each
 # level has one ResNet block and one downsampler; the output side has two blocks a level, the first level without
@@ -54,7 +54,7 @@ def drawn(*shape, seed=0, scale=1.0):
 
 def metadata(family, **settings):
     chosen = TrainSettings(**{"class_noun": "dog", **settings})
-    return describe_run(family, "student", determining(chosen), "distil", 3)
+    return describe_run(family, "student", affecting_result(chosen), "distil", 3)
 
 
 def make_adapter(family, seed=0, scale=0.1, **settings):
@@ -62,7 +62,7 @@ def make_adapter(family, seed=0, scale=0.1, **settings):
     weights = family.student.unet.state_dict()
     deltas = {o: drawn(*weights[d].shape, seed=seed + i, scale=scale) for i, (o, d) in enumerate(KV.items())}
     rows = drawn(settings.get("vectors", 1), 32, seed=seed + 99)
-    return Adapter(rows=rows, deltas=deltas, metadata=metadata(family, **settings))
+    return Adapter(token_embeddings=rows, deltas=deltas, metadata=metadata(family, **settings))
 
 
 def weights_of(unet):
@@ -86,7 +86,7 @@ def test_round_trip_keeps_every_bit_and_all_metadata(family, tmp_path):
     assert back.deltas.keys() == adapter.deltas.keys()
     for name, delta in adapter.deltas.items():
         assert torch.equal(back.deltas[name].view(torch.int32), delta.view(torch.int32)), name
-    assert torch.equal(back.rows, adapter.rows)
+    assert torch.equal(back.token_embeddings, adapter.token_embeddings)
     assert back.factors == {}
     assert dict(back.metadata) == dict(adapter.metadata)
     assert (back.placeholder, back.class_noun, back.role) == ("<größe>", "dog", "student")
@@ -104,7 +104,7 @@ def test_low_rank_pairs_and_biases_survive_a_round_trip(family, tmp_path):
     name = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     bias = "middle_block.1.proj_in.bias"
     adapter = Adapter(
-        rows=drawn(1, 32),
+        token_embeddings=drawn(1, 32),
         deltas={bias: drawn(64)},
         factors={name: (drawn(64, 4), drawn(4, 32))},
         metadata=metadata(family),
@@ -140,7 +140,9 @@ def test_sd2_file_has_the_32_names_of_the_original_layout(tmp_path):
     assert len(learned) == 32
     number = {name: float(i) for i, name in enumerate(learned)}  # tells one matrix from another
     names = unet_names(learned, SD2)
-    adapter = Adapter(rows=torch.zeros(1, 1024), deltas={names[n]: torch.tensor([[number[n]]]) for n in learned})
+    adapter = Adapter(
+        token_embeddings=torch.zeros(1, 1024), deltas={names[n]: torch.tensor([[number[n]]]) for n in learned}
+    )
     write_adapter(tmp_path / "a.safetensors", adapter, SD2)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -151,7 +153,7 @@ def test_sd2_file_has_the_32_names_of_the_original_layout(tmp_path):
 
 
 def test_sd1_token_is_called_clip_l(tmp_path):
-    write_adapter(tmp_path / "a.safetensors", Adapter(rows=torch.zeros(1, 768)), SD1)
+    write_adapter(tmp_path / "a.safetensors", Adapter(token_embeddings=torch.zeros(1, 768)), SD1)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert list(file.keys()) == ["clip_l"]
 
@@ -168,15 +170,17 @@ def test_a_run_writes_differences_from_the_weights_it_started_from(train_tiny, t
     assert sizes.median() == pytest.approx(0.01, rel=1e-3)
     text = tiny_family().text
     start = text.table[text.tokenizer("dog", add_special_tokens=False).input_ids].mean(0)
-    assert (adapter.rows[0] - start).abs().median() == pytest.approx(1e-5, rel=0.1)  # token_lr
+    assert (adapter.token_embeddings[0] - start).abs().median() == pytest.approx(1e-5, rel=0.1)  # token_lr
 
 
 def test_files_in_half_precision_are_read_as_float32(family, tmp_path):
     adapter = make_adapter(family)
     half = {f"diffusion_model.{n.removesuffix('.weight')}.diff": d.half() for n, d in adapter.deltas.items()}
-    save_file({**half, "clip_h": adapter.rows.bfloat16()}, tmp_path / "a.safetensors", dict(adapter.metadata))
+    save_file(
+        {**half, "clip_h": adapter.token_embeddings.bfloat16()}, tmp_path / "a.safetensors", dict(adapter.metadata)
+    )
     back = read_adapter(tmp_path / "a.safetensors")
-    assert torch.equal(back.rows, adapter.rows.bfloat16().float())
+    assert torch.equal(back.token_embeddings, adapter.token_embeddings.bfloat16().float())
     assert all(torch.equal(back.deltas[n], d.half().float()) for n, d in adapter.deltas.items())
 
 
@@ -232,7 +236,7 @@ def spoilt(family, path, change):
     """A good file's tensors and metadata, spoilt by `change` and written with safetensors' own writer."""
     adapter = make_adapter(family)
     tensors = {f"diffusion_model.{n.removesuffix('.weight')}.diff": d for n, d in adapter.deltas.items()}
-    tensors["clip_h"] = adapter.rows
+    tensors["clip_h"] = adapter.token_embeddings
     facts = dict(adapter.metadata)
     change(tensors, facts)
     save_file(tensors, path, facts)
@@ -412,7 +416,7 @@ def test_strength_0_reads_the_placeholder_as_the_mean_of_the_noun(family, noun):
     ids = family.text.tokenizer(noun, add_special_tokens=False).input_ids
     assert len(ids) == len(noun.split())
     mean = torch.stack([family.text.table[i] for i in ids]).sum(0) / len(ids)
-    untrained = replace(adapter, rows=torch.stack([mean, mean]), deltas={})
+    untrained = replace(adapter, token_embeddings=torch.stack([mean, mean]), deltas={})
     with personalised(family, [untrained]) as model:
         expected = sample(model, [NAMED], seed=5)
     assert torch.equal(picture(family, [adapter], [0.0], NAMED), expected)
@@ -428,8 +432,8 @@ def test_strength_is_linear_in_weights_and_rows(family, strength):
         for original, name in KV.items():
             expected = base[name].double() + strength * adapter.deltas[original].double()
             torch.testing.assert_close(model.denoiser.unet.get_parameter(name).double(), expected, rtol=0, atol=1e-6)
-        expected = mean.double() + strength * (adapter.rows[0].double() - mean.double())
-        torch.testing.assert_close(model.rows[0].double(), expected, rtol=0, atol=1e-6)
+        expected = mean.double() + strength * (adapter.token_embeddings[0].double() - mean.double())
+        torch.testing.assert_close(model.token_embeddings[0].double(), expected, rtol=0, atol=1e-6)
 
 
 def test_two_adapters_add_up_and_both_words_are_read(family):
@@ -445,7 +449,7 @@ def test_two_adapters_add_up_and_both_words_are_read(family):
         assert model.placeholders == {"<new1>": "dog", "<cat-toy>": "cat"}
     # By hand: embeddings looked up one by one, three rows standing where the words are.
     cat = family.text.table[family.text.tokenizer("cat", add_special_tokens=False).input_ids].mean(0)
-    rows = [a.rows[0], a.rows[1], cat + 0.5 * (b.rows[0] - cat)]
+    rows = [a.token_embeddings[0], a.token_embeddings[1], cat + 0.5 * (b.token_embeddings[0] - cat)]
     assert [i - 49408 for i in ids if i >= 49408] == [0, 1, 2]
     embedded = torch.stack([rows[i - 49408] if i >= 49408 else family.text.table[i] for i in ids])
     copied = copy.deepcopy(family.text.model)
@@ -544,12 +548,12 @@ def test_a_retrained_base_has_another_fingerprint(family, tiny_family):
 
 
 def test_another_text_width_is_refused_even_if_any_base_is_allowed(family):
-    adapter = replace(make_adapter(family), rows=torch.zeros(1, 1024))
+    adapter = replace(make_adapter(family), token_embeddings=torch.zeros(1, 1024))
     refuse(family, adapter, "token rows 1024 wide, but this model reads text 32 wide", any_base=True)
 
 
 def test_another_role_is_refused(family):
-    refuse(family, make_adapter(family), "belongs to the student, but the teacher is to wear it", role="teacher")
+    refuse(family, make_adapter(family), "belongs to the student, but the teacher is to use it", role="teacher")
 
 
 def test_shapes_that_do_not_fit_are_refused(family):

@@ -25,7 +25,7 @@ from echodistill_core.evaluation.metrics import PROTOCOLS
 from echodistill_core.evaluation.pictures import score_pictures
 from echodistill_core.perception import load
 from echodistill_core.perception.backbones import SPECS
-from echodistill_core.perception.load import Place, load_backbone
+from echodistill_core.perception.load import BackboneFiles, load_backbone
 
 full_size = pytest.mark.skipif(
     not os.environ.get("ECHODISTILL_FULL_SIZE"), reason="ECHODISTILL_FULL_SIZE is not set: it takes 8 GB"
@@ -306,16 +306,16 @@ def test_a_folder_of_timms_loads(tmp_path, shallow):
 
 def test_scores_by_files_of_open_clip_and_timm_are_those_of_open_clip_and_timm(tmp_path, shallow):
     clip, dino = open_clip_model("clip-vit-b-32"), timm_model("dino")
-    places = {
-        "clip-vit-b-32": Place(saved(clip.state_dict(), tmp_path / "open_clip_model.safetensors")),
-        "dino": Place(saved(dino.state_dict(), tmp_path / "vit_small_patch16_224.dino.safetensors")),
+    backbone_files = {
+        "clip-vit-b-32": BackboneFiles(saved(clip.state_dict(), tmp_path / "open_clip_model.safetensors")),
+        "dino": BackboneFiles(saved(dino.state_dict(), tmp_path / "vit_small_patch16_224.dino.safetensors")),
     }
     made, real = pictures(224).clamp(-1, 1), pictures(224).flip(0, 3)[:1].clamp(-1, 1)
     path = tmp_path / "photograph.png"
     eight_bits = ((real[0] + 1) * 127.5).round().to(torch.uint8)
     Image.fromarray(eight_bits.permute(1, 2, 0).numpy()).save(path)
     photographs = load_photographs([path])
-    found = score_pictures(made, photographs, "a <new1> dog", "<new1>", PROTOCOLS["dreambooth"], places)
+    found = score_pictures(made, photographs, "a <new1> dog", "<new1>", PROTOCOLS["dreambooth"], backbone_files)
 
     def prepared(x, name):
         mean, std = (torch.tensor(v)[:, None, None] for v in (SPECS[name].mean, SPECS[name].std))

@@ -26,7 +26,7 @@ from transformers import (
 from echodistill_core.errors import InputError
 from echodistill_core.perception import backbones, load
 from echodistill_core.perception.backbones import SPECS, TINY_SPECS, Spec, prepare
-from echodistill_core.perception.load import Place, load_backbone, load_backbones, tiny_backbone
+from echodistill_core.perception.load import BackboneFiles, load_backbone, load_backbones, tiny_backbone
 
 SIDE = 32
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": SIDE}
@@ -333,15 +333,15 @@ def test_places_that_a_caller_found_are_used_as_they_are(tmp_path, empty_cache):
     encoder = tmp_path / "clip_vision" / "CLIP-ViT-H-14.safetensors"
     encoder.parent.mkdir()
     (clip / "models" / "image_encoder" / "model.safetensors").rename(encoder)
-    places = {
-        "clip": Place(encoder, clip / "models" / "ip-adapter_sd15.safetensors"),
-        "dino": Place(save(tmp_path / "dino", "dino")),
+    backbone_files = {
+        "clip": BackboneFiles(encoder, clip / "models" / "ip-adapter_sd15.safetensors"),
+        "dino": BackboneFiles(save(tmp_path / "dino", "dino")),
     }
     images, x = pictures()
-    for name, backbone in load_backbones({"clip": "clip", "dino": "dino"}, places).items():
+    for name, backbone in load_backbones({"clip": "clip", "dino": "dino"}, backbone_files).items():
         assert torch.allclose(backbone(x), expected_features(name, processed(name, images)), atol=2e-5)
     with pytest.raises(InputError, match=r"\(dinov2\); looked in the folders that were given"):
-        load_backbones({"dino": "dino", "dinov2": "dinov2"}, places)
+        load_backbones({"dino": "dino", "dinov2": "dinov2"}, backbone_files)
 
 
 def test_all_that_is_missing_is_named_at_once_with_the_command(tmp_path, empty_cache):

@@ -87,7 +87,7 @@ def test_a_bench_writes_every_cell_and_does_none_twice(tmp_path, monkeypatch):
 def recorded(name, seed=0):
     """A cell's rows, without any training."""
     cell = bench.Cell(name, EVALUATION[0].name, seed)
-    looks = methods.ALL[name].looks if name in methods.ALL else [methods.Look(name)]
+    looks = methods.ALL[name].looks if name in methods.ALL else [methods.EvalSpec(name)]
     return cell, [bench._row(cell, look, 7) for look in looks]
 
 

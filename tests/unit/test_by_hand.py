@@ -40,7 +40,7 @@ def pairs(state, by_hand):
         role: [(state.weights[role].parameters[n], p) for n, p in zip(by_hand.names, by_hand.kv[role], strict=True)]
         for role in ("teacher", "student")
     }
-    found["teacher"].append((state.rows["teacher"], by_hand.row))
+    found["teacher"].append((state.token_embeddings["teacher"], by_hand.row))
     found["critics"] = [
         pair
         for r in state.critics
@@ -58,7 +58,7 @@ def test_iterations_are_those_of_the_method_read_literally(tiny_state, photograp
     by_hand = plain_of(state)
     images = square_images(load_photographs(photographs), 64, "center")
     sources = [TrainingImages(images, state.settings, 8) for _ in range(2)]
-    torch.testing.assert_close(state.rows["teacher"].data, by_hand.row.data)
+    torch.testing.assert_close(state.token_embeddings["teacher"].data, by_hand.row.data)
     start = by_hand.row.detach().clone()
     for step in range(2):
         state.step = step
@@ -90,7 +90,7 @@ def test_iterations_are_those_of_the_method_read_literally(tiny_state, photograp
         update = torch.cat([d.flatten() for d in state.weights[role].deltas().values()])
         assert (difference.norm() / update.norm()).item() < 1e-2
         assert update.abs().max().item() > 1e-5
-    torch.testing.assert_close(state.rows["teacher"].data, by_hand.row.data, rtol=0, atol=1e-7)
+    torch.testing.assert_close(state.token_embeddings["teacher"].data, by_hand.row.data, rtol=0, atol=1e-7)
     assert (by_hand.row.data - start).abs().max().item() > 1e-5
     for own, reference in matched["critics"]:
         torch.testing.assert_close(own.data, reference.data, rtol=0, atol=1e-5)

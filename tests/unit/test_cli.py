@@ -114,7 +114,7 @@ def test_a_run_folder_holds_what_was_promised(run_folder, photographs):
         for role in ("student", "teacher"):
             adapter = read_adapter(adapter_of(run_folder, stage, role))
             assert (adapter.placeholder, adapter.class_noun) == ("<my-mug>", "coffee mug")
-            assert adapter.rows.shape == (2, 32)
+            assert adapter.token_embeddings.shape == (2, 32)
             assert adapter.metadata["stage"] == stage
     # Every 2 steps and at the end; four pictures of 64 pixels in a row, with gaps of 4.
     sheets = {p.parent.parent.name + "/" + p.name for p in run_folder.rglob("samples/*.png")}

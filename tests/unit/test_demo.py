@@ -19,10 +19,10 @@ from PIL import Image
 from echodistill_core.cli import main, progress
 from echodistill_core.demo import demo
 from echodistill_core.demo.curves import HEIGHT, WIDTH, curves, smoothed
-from echodistill_core.demo.lesson import Lesson, choose
 from echodistill_core.demo.page import Column, Page, duration, expectations, render
 from echodistill_core.demo.scores import score
 from echodistill_core.demo.settings import DemoSettings
+from echodistill_core.demo.task import DemoTask, choose
 from echodistill_core.errors import InputError
 from echodistill_core.miniature.concepts import DEVELOPMENT, EVALUATION
 from echodistill_core.miniature.judges import ATTRIBUTES
@@ -99,8 +99,8 @@ def bytes_of(image):
     return np.rint((np.asarray(image, np.float64) + 1) / 2 * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def a_page(lesson=None, **changes):
-    lesson = lesson or choose(DemoSettings(), [])
+def a_page(task=None, **changes):
+    task = task or choose(DemoSettings(), [])
     generator = torch.Generator().manual_seed(1)
 
     def pictures(count):
@@ -108,7 +108,7 @@ def a_page(lesson=None, **changes):
 
     columns = tuple(Column(name, "1 step", pictures(6), {}) for name in ("before", "after"))
     page = Page(
-        lesson=lesson,
+        task=task,
         placeholder="<new1>",
         family="miniature",
         folder=Path("runs/my demo"),
@@ -126,31 +126,31 @@ def a_page(lesson=None, **changes):
 
 
 def test_the_default_is_a_development_concept_with_its_photographs():
-    lesson, concept = choose(DemoSettings(), []), DEVELOPMENT[0]
+    task, concept = choose(DemoSettings(), []), DEVELOPMENT[0]
     assert concept.name == "dotted-mug"
-    assert lesson == choose(DemoSettings(concept="dotted-mug"), [])
-    assert lesson.title == "an orange and purple dotted mug with a white cross"
-    assert (lesson.class_noun, len(lesson.photographs)) == ("mug", 5)
+    assert task == choose(DemoSettings(concept="dotted-mug"), [])
+    assert task.title == "an orange and purple dotted mug with a white cross"
+    assert (task.class_noun, len(task.photographs)) == ("mug", 5)
     truth = {"shape": "mug", "color": "orange", "second": "purple", "pattern": "dotted", "emblem": "cross"}
-    assert lesson.attributes == truth
+    assert task.attributes == truth
 
 
 @pytest.mark.parametrize("concept", DEVELOPMENT, ids=lambda concept: concept.name)
 def test_the_six_prompts_begin_with_the_places_that_no_photograph_shows(concept):
-    lesson = choose(DemoSettings(concept=concept.name), [])
+    task = choose(DemoSettings(concept=concept.name), [])
     new = set(CONTEXTS) - set(concept.contexts)
-    assert len(set(lesson.contexts)) == 6
-    assert set(lesson.contexts[: len(new)]) == new
+    assert len(set(task.contexts)) == 6
+    assert set(task.contexts[: len(new)]) == new
     noun = concept.subject.shape
-    assert lesson.prompts("<new1>") == [f"a <new1> {noun} {CONTEXTS[context]}" for context in lesson.contexts]
-    assert lesson.prompts() == [f"a {noun} {CONTEXTS[context]}" for context in lesson.contexts]
+    assert task.prompts("<new1>") == [f"a <new1> {noun} {CONTEXTS[context]}" for context in task.contexts]
+    assert task.prompts() == [f"a {noun} {CONTEXTS[context]}" for context in task.contexts]
 
 
 def test_photographs_of_the_users_own(photographs):
-    lesson = choose(DemoSettings(class_noun=" coffee  mug "), [str(photographs)])
-    assert (lesson.class_noun, lesson.title, lesson.attributes) == ("coffee mug", "your coffee mug", None)
-    assert [p.name for p in lesson.photographs] == ["0.png", "1.png", "2.png"]
-    assert lesson.prompts("<new1>")[0] == "a <new1> coffee mug on the beach"
+    task = choose(DemoSettings(class_noun=" coffee  mug "), [str(photographs)])
+    assert (task.class_noun, task.title, task.attributes) == ("coffee mug", "your coffee mug", None)
+    assert [p.name for p in task.photographs] == ["0.png", "1.png", "2.png"]
+    assert task.prompts("<new1>")[0] == "a <new1> coffee mug on the beach"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_bad_input_is_one_sentence_before_anything_starts(photographs, tmp_path,
 def test_each_demo_has_a_folder_of_its_own_and_the_same_command_the_same(make_photographs, monkeypatch):
     folders = []
 
-    def learn(lesson, settings, folder, listen, tell):
+    def learn(task, settings, folder, listen, tell):
         folders.append(folder)
         return folder / "index.html"
 
@@ -251,7 +251,7 @@ def test_the_page_holds_every_picture_as_it_is_and_needs_nothing_else():
     assert len(read.images) == len(expected)
     for (_, found), wanted in zip(read.images, expected, strict=True):
         np.testing.assert_array_equal(found, bytes_of(wanted))
-    prompts = page.lesson.prompts("<new1>")
+    prompts = page.task.prompts("<new1>")
     assert [words for words, _ in read.images[5:7]] == [f"before: {prompts[0]}", f"after: {prompts[0]}"]
     assert read.text.count("a place that no photograph shows") == 3
     assert "1 min 05 s in all" in read.text
@@ -259,8 +259,8 @@ def test_the_page_holds_every_picture_as_it_is_and_needs_nothing_else():
 
 
 def test_what_users_write_is_text_on_the_page(photographs):
-    lesson = Lesson("your <script>x</script>", "<b>&", [], photos=("my photos",))
-    read = Reader(render(a_page(lesson)))
+    task = DemoTask("your <script>x</script>", "<b>&", [], photos=("my photos",))
+    read = Reader(render(a_page(task)))
     assert "script" not in read.names
     assert "your <script>x</script>" in read.text
     assert "a <new1> <b>& on the beach" in read.text
@@ -361,18 +361,18 @@ class SayingJudges:
 
 
 def test_scores_by_hand(photographs):
-    lesson = choose(DemoSettings(), [])
+    task = choose(DemoSettings(), [])
     images = torch.zeros(6, 3, 8, 8)
     images[3:5] = 1.0
     images[5] = 2.0
     references = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
-    found = score(SayingJudges(), lesson, images, lesson.prompts(), references)
+    found = score(SayingJudges(), task, images, task.prompts(), references)
     half = 0.5**0.5
     assert found["clip_t"] == pytest.approx((3 + half) / 6)
     # Each of the first five meets itself and its opposite, the last two references at 45 degrees.
     assert found["dino"] == found["clip_i"] == pytest.approx((5 * 0.5 + half) / 6)
     assert found["attributes"] == pytest.approx(4 / 5)  # the pattern is wrong; two colours have no order
-    assert lesson.contexts.count("grass") == 1
+    assert task.contexts.count("grass") == 1
     assert found["context"] == pytest.approx(1 / 6)
     own = choose(DemoSettings(class_noun="dog"), [str(photographs)])
     found = score(SayingJudges(), own, images, own.prompts(), references)
@@ -409,17 +409,17 @@ def test_a_demo_is_a_run_folder_with_a_page(finished, capsys):
 def test_the_pages_pictures_are_those_that_sample_makes(finished, tmp_path):
     folder, _ = finished
     read = Reader((folder / "index.html").read_text(encoding="utf-8"))
-    lesson = choose(SETTINGS, [])
+    task = choose(SETTINGS, [])
     stages = {1: ["--stage", "distil"], 2: ["--stage", "echo"]}
     stages[3] = ["--stage", "distil", "--role", "teacher", "--steps", "2"]
     for column, flags in stages.items():
-        command = ["sample", str(folder), "--device", "cpu", "--prompt", *lesson.prompts("<new1>"), *flags]
+        command = ["sample", str(folder), "--device", "cpu", "--prompt", *task.prompts("<new1>"), *flags]
         assert main([*command, "--out", f"{column}.png"]) == 0
         for i in range(6):
             made = np.array(Image.open(f"{column}_{i:03d}.png"))
             np.testing.assert_array_equal(read.images[5 + 4 * i + column][1], made)
     # Before training: no adapter, so the plain noun.
-    command = ["sample", "--family", "tiny", "--device", "cpu", "--prompt", *lesson.prompts(), "--out", "0.png"]
+    command = ["sample", "--family", "tiny", "--device", "cpu", "--prompt", *task.prompts(), "--out", "0.png"]
     assert main(command) == 0
     for i in range(6):
         np.testing.assert_array_equal(read.images[5 + 4 * i][1], np.array(Image.open(f"0_{i:03d}.png")))

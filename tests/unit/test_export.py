@@ -18,7 +18,7 @@ from echodistill_core.adapter.file import Adapter, describe_run, read_adapter, w
 from echodistill_core.errors import InputError, StorageError
 from echodistill_core.models.layout import unet_names
 from echodistill_core.sampling import denoise, draw_noise, sample
-from echodistill_core.settings import TrainSettings, determining
+from echodistill_core.settings import TrainSettings, affecting_result
 
 PROMPT = "a photo of a <new1> dog"
 # diffusers' one step of DDIM from t = 999 is the one-step map: it starts from unit noise and ends at abar = 1. (Its
@@ -50,9 +50,9 @@ def make_adapter(family):
         weights = {n: p for n, p in unet.state_dict().items() if ".attn2.to_k." in n or ".attn2.to_v." in n}
         names = unet_names(weights, family.architecture)
         return Adapter(
-            rows=torch.randn(vectors, 32, generator=generator),
+            token_embeddings=torch.randn(vectors, 32, generator=generator),
             deltas={names[n]: 0.1 * torch.randn(p.shape, generator=generator) for n, p in weights.items()},
-            metadata=describe_run(family, role, determining(chosen), "distil", 3),
+            metadata=describe_run(family, role, affecting_result(chosen), "distil", 3),
         )
 
     return make
@@ -178,7 +178,7 @@ def test_token_file_holds_the_rows_under_the_placeholder(family, make_adapter, t
     assert token_path(tmp_path / "my.dog.safetensors") == tmp_path / "my.dog_token.safetensors"
     tensors = load_file(tmp_path / "my.dog_token.safetensors")
     assert list(tensors) == ["<new1>"]
-    assert torch.equal(tensors["<new1>"], adapter.rows)
+    assert torch.equal(tensors["<new1>"], adapter.token_embeddings)
 
 
 def test_exported_files_keep_the_notice_and_are_no_adapters(family, make_adapter, tmp_path):
@@ -271,7 +271,7 @@ def test_merged_words_stand_for_the_learned_rows(family, merged):
     assert len(tokenizer) == 49408 + 2 == text.get_input_embeddings().weight.shape[0]
     table = text.get_input_embeddings().weight
     assert torch.equal(table[:49408], family.text.table)
-    assert torch.equal(table[49408:], adapter.rows)
+    assert torch.equal(table[49408:], adapter.token_embeddings)
     with personalised(family, [adapter]) as model:
         expected = model.text(["a photo of a <new1> dog"])
     ids = tokenizer("a photo of a <new1> <new1>_1 dog", padding="max_length", return_tensors="pt").input_ids

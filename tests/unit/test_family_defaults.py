@@ -8,7 +8,7 @@ import pytest
 from echodistill_core.cli import main
 from echodistill_core.errors import InputError
 from echodistill_core.models.sources import FAMILIES, ModelSources, settings_for
-from echodistill_core.settings import EchoSettings, TrainSettings, determining, from_options
+from echodistill_core.settings import EchoSettings, TrainSettings, affecting_result, from_options
 from echodistill_core.training.run import open_run
 
 TINY = ModelSources(family="tiny")
@@ -72,7 +72,7 @@ def test_a_run_of_the_command_line_keeps_what_the_family_recommended(photographs
     assert len(open_run(folder).read_log("distil")) == 2
     assert main(["echo", str(folder)]) == 0
     run = open_run(folder)
-    assert run.record["echo"] == determining(EchoSettings(**ECHO_TABLE))
+    assert run.record["echo"] == affecting_result(EchoSettings(**ECHO_TABLE))
     assert len(run.read_log("echo")) == 3
     # Another version of the program, which recommends nothing, reads it as it was.
     monkeypatch.setitem(FAMILIES, "tiny", dataclasses.replace(FAMILIES["tiny"], defaults={}, echo_defaults={}))

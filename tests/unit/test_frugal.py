@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from echodistill_core.training.frugal import Layers, OneAtATime
+from echodistill_core.training.offload import Layers, ModelOffloader
 
 
 def test_layers_give_value_and_gradient_of_their_chain():
@@ -51,7 +51,7 @@ def test_networks_take_turns_and_what_learns_stays():
     x = torch.randn(3, 4)
     expected = [network(x) for network in networks]
     trained = [network[1].weight for network in networks]
-    turns = OneAtATime(networks, torch.device("cpu"))
+    turns = ModelOffloader(networks, torch.device("cpu"))
 
     def sizes():
         return [network[0].weight.numel() for network in networks]

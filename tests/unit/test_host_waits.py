@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from benchmarks.workbench import Workbench
-from echodistill_core.devices import sent
+from echodistill_core.devices import to_device
 from echodistill_core.diffusion import NoiseSchedule
 from echodistill_core.losses import ms_swd
 from echodistill_core.training import state as state_module
@@ -20,7 +20,7 @@ META = torch.device("meta")
 
 
 class Crossings(TorchDispatchMode):
-    """Where tensors go from one device to another by any way but devices.sent: a GPU's host waits there."""
+    """Where tensors go from one device to another by any way but devices.to_device: a GPU's host waits there."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +29,7 @@ class Crossings(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         before, after = ({t.device.type for t in tree_iter(x) if isinstance(t, torch.Tensor)} for x in (args, out))
-        if before and after and before != after and not _within("sent"):
+        if before and after and before != after and not _within("to_device"):
             self.found.append((func.name(), before, after))
         return out
 
@@ -92,12 +92,12 @@ def test_to_a_gpu_goes_a_page_locked_copy_that_nobody_waits_for(monkeypatch):
     seen = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: seen.append(x) or pinned)
     monkeypatch.setattr(torch.Tensor, "to", lambda x, device, **how: seen.append((x, device.type, how)))
-    sent(given, torch.device("cuda"))
+    to_device(given, torch.device("cuda"))
     assert seen[0] is given
     assert seen[1][0] is pinned
     assert seen[1][1:] == ("cuda", {"non_blocking": True})
     seen.clear()
-    sent(given, torch.device("mps"))  # whose copy may be read after its source is gone
+    to_device(given, torch.device("mps"))  # whose copy may be read after its source is gone
     assert [entry[1:] for entry in seen] == [("mps", {})]
 
 

@@ -16,7 +16,7 @@ from echodistill_core.miniature.judges import load_judges
 from echodistill_core.models.text import clip_tokenizer
 from echodistill_core.perception import load
 from echodistill_core.perception.backbones import SPECS, TINY_SPECS, Spec
-from echodistill_core.perception.load import Place
+from echodistill_core.perception.load import BackboneFiles
 from echodistill_core.reporting import to_pictures
 
 SIDE = 32
@@ -67,7 +67,12 @@ def small(tmp_path, monkeypatch):
     clip.save_pretrained(tmp_path / "clip")
     dino.save_pretrained(tmp_path / "dino")
     protocol = Protocol("small", "small", true.name, "dinov2", SIDE, SIDE, squash=SIDE)
-    return protocol, {true.name: Place(tmp_path / "clip"), "dinov2": Place(tmp_path / "dino")}, clip, dino
+    return (
+        protocol,
+        {true.name: BackboneFiles(tmp_path / "clip"), "dinov2": BackboneFiles(tmp_path / "dino")},
+        clip,
+        dino,
+    )
 
 
 def random_pictures(count, seed):
@@ -77,10 +82,10 @@ def random_pictures(count, seed):
 
 @torch.no_grad()
 def test_scores_of_other_protocols_equal_transformers_own(small):
-    protocol, places, clip, dino = small
+    protocol, backbone_files, clip, dino = small
     made, real = random_pictures(3, 1), random_pictures(2, 2)
     references = [Photograph(str(i), picture) for i, picture in enumerate(to_pictures(real))]
-    found = score_pictures(made, references, "a <new1> dog on the beach", "<new1>", protocol, places)
+    found = score_pictures(made, references, "a <new1> dog on the beach", "<new1>", protocol, backbone_files)
 
     processor = CLIPImageProcessor(do_resize=False, do_center_crop=False)
     seen = [processor(to_pictures(x), return_tensors="pt").pixel_values for x in (made, real)]
@@ -96,9 +101,9 @@ def test_scores_of_other_protocols_equal_transformers_own(small):
 
 
 def test_without_an_encoder_its_scores_are_left_out(small):
-    protocol, places, _, _ = small
+    protocol, backbone_files, _, _ = small
     references = [Photograph("a", to_pictures(random_pictures(1, 2))[0])]
-    only = {"dinov2": places["dinov2"]}
+    only = {"dinov2": backbone_files["dinov2"]}
     assert list(score_pictures(random_pictures(1, 1), references, "a dog", "", protocol, only)) == ["dino"]
 
 

@@ -164,7 +164,7 @@ def test_the_loss_on_class_images_is_eq_1_done_by_hand_and_adds_to_the_gradient(
     noise = torch.randn(z.shape, generator=generator)
     t = torch.randint(1000, (1,), generator=generator)
     ddpm = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    text = state.family.text(["photo of a dog"], state.rows[role]).detach()
+    text = state.family.text(["photo of a dog"], state.token_embeddings[role]).detach()
     out = unet(ddpm.add_noise(z, noise, t), t, encoder_hidden_states=text).sample
     target = ddpm.get_velocity(z, noise, t) if role == "teacher" else noise
     loss = (out - target).pow(2).mean()
@@ -188,7 +188,7 @@ def test_the_token_learns_nothing_from_class_images(tiny_state, draw_batch):
     for weight in (0.0, 5.0):
         state = give(tiny_state(**ONLY_TEACHER, grad_clip=0.0, prior_weight=weight), "teacher", class_images())
         step(state, "teacher", draw_batch(state))
-        gradients.append(state.optimizers["teacher"].state[state.rows["teacher"]]["exp_avg"])
+        gradients.append(state.optimizers["teacher"].state[state.token_embeddings["teacher"]]["exp_avg"])
     assert gradients[0].norm() > 0
     torch.testing.assert_close(*gradients)
 

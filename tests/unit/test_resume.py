@@ -32,7 +32,7 @@ from echodistill_core.models.load import load_family
 from echodistill_core.models.text import TextEncoder
 from echodistill_core.models.tiny import tiny_checkpoint
 from echodistill_core.perception.load import load_backbones
-from echodistill_core.settings import EchoSettings, TrainSettings, determining
+from echodistill_core.settings import EchoSettings, TrainSettings, affecting_result
 from echodistill_core.tensorfile import read_header, read_tensors, write_tensors
 from echodistill_core.training import resume, run, session, steps
 from echodistill_core.training.batches import TrainingImages
@@ -232,7 +232,7 @@ FORGETTING = {
     "moments of critics": lambda state, fresh: state.optimizers["critics"].state.clear(),
     "step counts": lambda state, fresh: [m["step"].fill_(1) for m in state.optimizers["student"].state.values()],
     "weight decay": lambda state, fresh: state.optimizers["critics"].param_groups[0].update(weight_decay=0.5),
-    "one row": lambda state, fresh: state.rows["teacher"].data[0, :1].add_(1e-3),
+    "one row": lambda state, fresh: state.token_embeddings["teacher"].data[0, :1].add_(1e-3),
 }
 
 
@@ -418,7 +418,9 @@ def reopened(folder, pictures=None, **overrides):
     return resume.create_or_resume(folder, chosen, SOURCES, images, family)
 
 
-@pytest.mark.parametrize("name", [n for n in determining(settings()) if n not in ("resolution", "max_photographs")])
+@pytest.mark.parametrize(
+    "name", [n for n in affecting_result(settings()) if n not in ("resolution", "max_photographs")]
+)
 def test_a_setting_that_determines_the_result_is_refused_by_name(folder, name):
     field = next(f for f in dataclasses.fields(TrainSettings) if f.name == name)
     value, before = other_value(field), tree(folder)
@@ -447,7 +449,8 @@ def test_a_changed_run_is_refused_before_it_is_touched(folder, overrides, named)
 
 
 @pytest.mark.parametrize(
-    "name", [f.name for f in dataclasses.fields(TrainSettings) if f.name not in ("preset", *determining(settings()))]
+    "name",
+    [f.name for f in dataclasses.fields(TrainSettings) if f.name not in ("preset", *affecting_result(settings()))],
 )
 def test_a_setting_that_does_not_determine_the_result_may_change(folder, name):
     field = next(f for f in dataclasses.fields(TrainSettings) if f.name == name)

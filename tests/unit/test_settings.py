@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from echodistill_core.errors import InputError
-from echodistill_core.settings import PRESETS, EchoSettings, TrainSettings, determining, from_options, nearest
+from echodistill_core.settings import PRESETS, EchoSettings, TrainSettings, affecting_result, from_options, nearest
 
 ALL = [(cls, f) for cls in (TrainSettings, EchoSettings) for f in dataclasses.fields(cls)]
 BOUNDED = [(cls, f) for cls, f in ALL if f.metadata["low"] is not None]
@@ -22,7 +22,7 @@ def name(case):
 def test_every_field_says_why_it_is_what_it_is(case):
     _, field = case
     assert len(field.metadata["reason"].split()) >= 4
-    assert set(field.metadata) == {"reason", "unit", "low", "high", "choices", "determines_result"}
+    assert set(field.metadata) == {"reason", "unit", "low", "high", "choices", "affects_result"}
 
 
 @pytest.mark.parametrize("case", ALL, ids=name)
@@ -164,7 +164,7 @@ def test_nearest_is_a_clause_or_nothing():
 
 
 def test_determining_leaves_out_what_cannot_change_a_result():
-    left_out = {f.name for f in dataclasses.fields(TrainSettings)} - determining(TrainSettings()).keys()
+    left_out = {f.name for f in dataclasses.fields(TrainSettings)} - affecting_result(TrainSettings()).keys()
     assert left_out == {
         "preset",
         "device",
@@ -173,15 +173,15 @@ def test_determining_leaves_out_what_cannot_change_a_result():
         "checkpoint_every",
         "preview_every",
     }
-    assert determining(EchoSettings()) == dataclasses.asdict(EchoSettings())
+    assert affecting_result(EchoSettings()) == dataclasses.asdict(EchoSettings())
 
 
 def test_a_preset_is_determined_by_its_values_not_by_its_name():
     by_name = from_options(TrainSettings, {"preset": "tuned"})
     by_hand = TrainSettings(**PRESETS["tuned"])
     assert by_name != by_hand
-    assert determining(by_name) == determining(by_hand)
-    assert determining(by_name) != determining(TrainSettings())
+    assert affecting_result(by_name) == affecting_result(by_hand)
+    assert affecting_result(by_name) != affecting_result(TrainSettings())
 
 
 # --- what the settings switch on ------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_a_teacher_first_run_ends_with_the_students_adapter_and_the_teachers_tok
         "student.safetensors",
     ]
     student = read_adapter(run.path("distil", "student.safetensors"))
-    assert torch.equal(student.rows, read_adapter(teacher_file).rows)
+    assert torch.equal(student.token_embeddings, read_adapter(teacher_file).token_embeddings)
     assert max(d.abs().max().item() for d in student.all_deltas().values()) > 0
     assert (run.folder / "start" / "teacher.safetensors").read_bytes() == teacher_file.read_bytes()
 
@@ -132,14 +132,14 @@ def test_a_teacher_first_run_ends_with_the_students_adapter_and_the_teachers_tok
 def test_without_a_teachers_adapter_the_token_is_still_the_students(state_from, taught):
     state = state_from({"student": taught.path("distil", "student.safetensors")}, **TEACHER_FIRST)
     assert state.token_learns_from == "student"
-    assert any(p is state.rows["student"] for p in state.learned("student"))
+    assert any(p is state.token_embeddings["student"] for p in state.learned("student"))
 
 
 def test_a_text_encoder_not_shared_gives_each_role_its_own_beginning(state_from, tiny_family, teacher_file):
     state = state_from({"teacher": teacher_file}, share_text_encoder=False, **TEACHER_FIRST)
-    assert torch.equal(state.rows["teacher"].data, read_adapter(teacher_file).rows)
-    assert torch.equal(state.rows["student"].data, tiny_family().text.noun_rows("dog", 1))
-    assert [p is state.rows["student"] for p in state.learned("student")].count(True) == 1
+    assert torch.equal(state.token_embeddings["teacher"].data, read_adapter(teacher_file).token_embeddings)
+    assert torch.equal(state.token_embeddings["student"].data, tiny_family().text.noun_embeddings("dog", 1))
+    assert [p is state.token_embeddings["student"] for p in state.learned("student")].count(True) == 1
 
 
 # --- going on -------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_what_was_learned_is_where_learning_goes_on(train_tiny, state_from, tmp_
     state = state_from(files, **overrides, adversarial_weight=0.0)
     for role, found in adapters_of(state, "distil", 0).items():
         expected = read_adapter(files[role])
-        assert torch.equal(found.rows, expected.rows)
+        assert torch.equal(found.token_embeddings, expected.token_embeddings)
         assert found.factors.keys() == expected.factors.keys()
         for name, (up, down) in expected.factors.items():
             assert torch.equal(found.factors[name][0], up)
@@ -165,8 +165,8 @@ def test_what_was_learned_is_where_learning_goes_on(train_tiny, state_from, tmp_
         for name, delta in theirs.items():
             torch.testing.assert_close(ours[name], delta, rtol=0, atol=1e-6)
         assert max(d.abs().max().item() for d in theirs.values()) > 1e-4
-    assert state.rows["student"] is state.rows["teacher"]
-    assert any(p is state.rows["teacher"] for p in state.learned("teacher"))
+    assert state.token_embeddings["student"] is state.token_embeddings["teacher"]
+    assert any(p is state.token_embeddings["teacher"] for p in state.learned("teacher"))
 
 
 # --- identity, resuming, the echo -----------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_a_stopped_run_and_its_echo_end_the_same_without_the_original_file(
     session.echo(run, tiny_family(), settings, silent)
     assert tree(run.folder) == tree(whole.folder)
     echoed = read_adapter(run.path("echo", "student.safetensors"))
-    assert torch.equal(echoed.rows, read_adapter(teacher_file).rows)
+    assert torch.equal(echoed.token_embeddings, read_adapter(teacher_file).token_embeddings)
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone"])
@@ -241,7 +241,7 @@ def test_info_lists_what_a_run_began_from(taught, train_from, teacher_file, tmp_
 @pytest.mark.parametrize(
     ("role", "overrides", "message"),
     [
-        ("student", {}, "belongs to the teacher, but the student is to wear it"),
+        ("student", {}, "belongs to the teacher, but the student is to use it"),
         ("teacher", {"placeholder": "<new2>"}, "was trained with placeholder '<new1>', but this run has '<new2>'"),
         ("teacher", {"class_noun": "cat"}, "was trained with class_noun 'dog', but this run has 'cat'"),
         ("teacher", {"vectors": 2}, "has 1 token rows, but setting vectors is 2"),

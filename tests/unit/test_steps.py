@@ -131,7 +131,7 @@ def test_each_term_alone_reaches_every_student_key_and_value_only(tiny_state, dr
     family = state.family
     for module in (family.student.unet, family.teacher.unet, family.text, family.vae, *state.backbones.values()):
         assert all(p.grad is None for p in module.parameters())
-    assert all(p.grad is None for p in [*state.rows.values(), *state.critics.parameters()])
+    assert all(p.grad is None for p in [*state.token_embeddings.values(), *state.critics.parameters()])
 
 
 @pytest.mark.parametrize("term", sorted(set(STUDENT_TERMS) - {"student"}))
@@ -214,7 +214,7 @@ def test_vocabulary_is_not_touched(tiny_state, draw_batch, snapshot, changed):
     for step in range(2):
         iterate(state, draw_batch(state, step))
     names = changed(before, snapshot(state))
-    assert state.rows["teacher"].shape == (3, TINY.text_width)
+    assert state.token_embeddings["teacher"].shape == (3, TINY.text_width)
     assert "rows/teacher" in names
     assert not [n for n in names if n.startswith(("text/", "vae/"))]
 
@@ -258,7 +258,7 @@ def test_teachers_loss_ignores_the_photograph_outside_the_mask(tiny_state, draw_
         monkeypatch.setattr(
             state.optimizers["teacher"],
             "step",
-            lambda: gradients.update(k=factor.grad.clone(), row=state.rows["teacher"].grad.clone()),
+            lambda: gradients.update(k=factor.grad.clone(), row=state.token_embeddings["teacher"].grad.clone()),
         )
         return teacher_step(state, batch)["teacher"], gradients
 
@@ -587,7 +587,7 @@ def test_between_comparisons_of_images_only_latents_are_compared(
     """A comparison in every third iteration, and critics in every second of these: the rest is as without the terms."""
     seeing = {"identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
     blind, state = tiny_state(**seeing), tiny_state(image_every=3, critic_every=2)
-    assert state.settings.cycle == 6
+    assert state.settings.period == 6
     decode, decoded, seen = state.family.decode, [], []
     monkeypatch.setattr(state.family, "decode", lambda z: decoded.append(z) or decode(z))
     looks_at(monkeypatch, seen)

@@ -19,7 +19,7 @@ from echodistill_core.models.text import (
     check_prompt,
     clip_tokenizer,
     load_tokenizer,
-    taught,
+    with_added_tokens,
 )
 
 START, END, VOCABULARY, LENGTH = 49406, 49407, 49408, 77
@@ -438,23 +438,23 @@ def test_a_placeholder_without_rows_and_wrong_rows_are_refused(encoder):
 
 def test_noun_rows_are_the_mean_of_the_nouns_tokens(encoder):
     table = encoder.model.get_input_embeddings().weight
-    assert torch.equal(encoder.noun_rows("dog", 1), table[DOG][None])
-    assert torch.equal(encoder.noun_rows("Dog", 3), table[DOG].expand(3, -1))
+    assert torch.equal(encoder.noun_embeddings("dog", 1), table[DOG][None])
+    assert torch.equal(encoder.noun_embeddings("Dog", 3), table[DOG].expand(3, -1))
     words = open_clip.get_tokenizer("ViT-H-14").encoder
     coffee, mug = words["coffee</w>"], words["mug</w>"]
-    found = encoder.noun_rows("coffee mug", 2)
+    found = encoder.noun_embeddings("coffee mug", 2)
     assert torch.allclose(found, ((table[coffee] + table[mug]) / 2).expand(2, -1), atol=1e-7)
     odd = "zorbleflux thingamajig"
     tokens = [t for t in open_clip.get_tokenizer("ViT-H-14")([odd])[0].tolist() if t not in (0, START, END)]
     assert len(tokens) > 3
-    assert torch.allclose(encoder.noun_rows(odd, 1)[0], sum(table[t] for t in tokens) / len(tokens), atol=1e-7)
+    assert torch.allclose(encoder.noun_embeddings(odd, 1)[0], sum(table[t] for t in tokens) / len(tokens), atol=1e-7)
 
 
 def test_noun_rows_are_float32_and_apart_from_the_table():
     model = tiny_model().to(torch.bfloat16)
     text = TextEncoder(model, clip_tokenizer(False))
     before = text.table.clone()
-    first = text.noun_rows("dog", 2)
+    first = text.noun_embeddings("dog", 2)
     assert first.dtype == torch.float32
     first += 1
     assert torch.equal(text.table, before)
@@ -463,7 +463,7 @@ def test_noun_rows_are_float32_and_apart_from_the_table():
 @pytest.mark.parametrize("noun", ["", "   "])
 def test_an_empty_noun_is_refused(encoder, noun):
     with pytest.raises(InputError, match="class_noun is empty"):
-        encoder.noun_rows(noun, 1)
+        encoder.noun_embeddings(noun, 1)
 
 
 def test_the_vocabulary_is_clips():
@@ -483,11 +483,11 @@ def taught_by_hand(folder, *words):
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
-def test_a_taught_tokenizer_is_one_to_which_the_words_were_added_and_leaves_the_first_as_it_was(tmp_path, pad):
+def test_a_with_added_tokens_is_one_to_which_the_words_were_added_and_leaves_the_first_as_it_was(tmp_path, pad):
     folder = published_folder(tmp_path / "tokenizer", pad)
     plain = CLIPTokenizer.from_pretrained(folder)
-    one = taught(plain, ["<new1>"])
-    two = taught(one, ["qwvx"])
+    one = with_added_tokens(plain, ["<new1>"])
+    two = with_added_tokens(one, ["qwvx"])
     prompts = [*PROMPTS, "a <new1>!, dog", "<new1><new1> qwvx", "qwvxs isn't qwvx", "é <NEW1>"]
     for found, words in ((plain, []), (one, ["<new1>"]), (two, ["<new1>", "qwvx"])):
         expected = taught_by_hand(folder, *words)
@@ -506,5 +506,5 @@ def test_teaching_does_not_copy_the_vocabulary():
     copying = time.perf_counter() - began
     began = time.perf_counter()
     for _ in range(10):
-        taught(tokenizer, ["<new1>"])
+        with_added_tokens(tokenizer, ["<new1>"])
     assert time.perf_counter() - began < copying

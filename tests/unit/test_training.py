@@ -121,7 +121,7 @@ def test_learned_differences_are_those_of_the_effective_weights(tiny_state, draw
                 assert torch.linalg.matrix_rank(deltas[names[name]].double(), rtol=1e-5) <= 3
                 assert adapter.factors[names[name]][0].shape[1] == 3
         assert max(d.abs().max().item() for d in deltas.values()) > 1e-4
-        assert torch.equal(adapter.rows, state.rows[role].detach())
+        assert torch.equal(adapter.token_embeddings, state.token_embeddings[role].detach())
         assert (adapter.metadata["role"], adapter.metadata["stage"], adapter.metadata["iterations"]) == (
             role,
             "distil",
@@ -187,7 +187,7 @@ def test_trained_weights_are_float32_in_a_half_precision_unet(tiny_family):
     # An update that bfloat16 cannot tell from none is not lost, and a gradient arrives in float32.
     name = trained_names(unet, "kv")[0]
     weights.working[name].grad = torch.full_like(weights.working[name], 0.5)
-    weights.take_gradients()
+    weights.grads_to_master()
     assert weights.working[name].grad is None
     assert torch.equal(weights.parameters[name].grad, torch.full_like(before[name], 0.5))
     with torch.no_grad():
@@ -436,7 +436,7 @@ def test_a_run_tells_its_listener_what_happens_and_when(train_tiny, tmp_path):
     )
     done = [e for e in events if isinstance(e, StepDone)]
     assert [(e.stage, e.step, e.iterations) for e in done] == [("distil", i, 5) for i in range(1, 6)]
-    logged = [[row["step"] for row in e.rows] for e in events if isinstance(e, LossesLogged)]
+    logged = [[row["step"] for row in e.token_embeddings] for e in events if isinstance(e, LossesLogged)]
     assert [step for rows in logged for step in rows] == [1, 2, 3, 4, 5]
     assert logged[0] == [1, 2]
     assert [e.step for e in events if isinstance(e, CheckpointSaved)] == [3, 5]
@@ -599,8 +599,8 @@ def test_without_a_teacher_only_the_student_and_its_token_learn(tiny_family, tra
     run = train_tiny(tmp_path / "run", tiny_family(teacher=None), teacher_weight=0.0, alignment_weight=0.0)
     assert set(files(run)) == {"checkpoint.safetensors", "student.safetensors"}
     adapter = read_adapter(run.path("distil", "student.safetensors"))
-    start = tiny_family().text.noun_rows("dog", 1)
-    assert not torch.equal(adapter.rows, start)
+    start = tiny_family().text.noun_embeddings("dog", 1)
+    assert not torch.equal(adapter.token_embeddings, start)
     assert set(run.read_log("distil")[0]) == {
         *("step", "student_gradient", "critic_gradient"),
         *(f"{what}_{role}" for what in ("fool", "critic") for role in ("dino", "dinov2", "clip")),
@@ -612,7 +612,7 @@ def test_a_text_encoder_of_its_own_gives_each_adapter_its_rows(train_tiny, tmp_p
         train_tiny(tmp_path / name, share_text_encoder=flag) for name, flag in (("shared", True), ("own", False))
     )
     rows = {
-        (name, role): read_adapter(run.path("distil", f"{role}.safetensors")).rows
+        (name, role): read_adapter(run.path("distil", f"{role}.safetensors")).token_embeddings
         for name, run in (("shared", shared), ("own", own))
         for role in ("student", "teacher")
     }
@@ -643,8 +643,8 @@ def test_several_rows_start_at_the_mean_of_the_noun(tiny_state):
     ids = tokenizer("coffee mug", add_special_tokens=False).input_ids
     assert len(ids) == 2
     expected = (table[ids[0]] + table[ids[1]]) / 2
-    torch.testing.assert_close(state.rows["teacher"].data, expected.expand(3, -1))
-    assert state.rows["student"] is state.rows["teacher"]
+    torch.testing.assert_close(state.token_embeddings["teacher"].data, expected.expand(3, -1))
+    assert state.token_embeddings["student"] is state.token_embeddings["teacher"]
 
 
 # --- what is refused before anything is computed --------------------------------------------------

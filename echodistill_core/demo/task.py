@@ -19,7 +19,7 @@ PROMPTS = 6
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DemoTask:
     """What is learned.
 
     title: it in words. photos: where the user's photographs are, or nothing for a concept of the miniature.
@@ -43,8 +43,8 @@ class Lesson:
         return [f"a {subject(placeholder, self.class_noun)} {CONTEXTS[context]}" for context in self.contexts]
 
 
-def choose(settings: DemoSettings, photos: Sequence[str]) -> Lesson:
-    """The lesson that these settings ask for: the user's photographs where there are any, otherwise a concept.
+def choose(settings: DemoSettings, photos: Sequence[str]) -> DemoTask:
+    """The task that these settings ask for: the user's photographs where there are any, otherwise a concept.
 
     Raises InputError for a concept that is none, for a concept beside photographs, for photographs without a class noun
     or that cannot be read, and for a class noun without photographs.
@@ -68,10 +68,10 @@ def choose(settings: DemoSettings, photos: Sequence[str]) -> Lesson:
             "--class-noun dog."
         )
     found = load_photographs(photos[0] if len(photos) == 1 else photos)
-    return Lesson(f"your {noun}", noun, found, photos=tuple(str(Path(p)) for p in photos))
+    return DemoTask(f"your {noun}", noun, found, photos=tuple(str(Path(p)) for p in photos))
 
 
-def _of_concept(name: str) -> Lesson:
+def _of_concept(name: str) -> DemoTask:
     known = {concept.name: concept for concept in DEVELOPMENT}
     if name not in known:
         raise InputError(
@@ -79,7 +79,7 @@ def _of_concept(name: str) -> Lesson:
         )
     concept: Concept = known[name]
     words = describe(concept.subject)
-    return Lesson(
+    return DemoTask(
         title=f"{'an' if words[0] in 'aeiou' else 'a'} {words}",
         class_noun=concept.class_noun,
         photographs=photographs(concept),

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ...echodistill_core.concept.prompts import same_word
 from ...echodistill_core.errors import InputError
-from ...echodistill_core.models.text import mean_rows
-from ...echodistill_core.models.text import taught as taught_tokenizer
+from ...echodistill_core.models.text import mean_embeddings, with_added_tokens
 from .weights import clip_name, embedding_table
 
 WORDS = "echodistill_words"  # attribute of a tokenizer of ours: placeholder -> class noun
@@ -20,7 +19,7 @@ ROWS = "echodistill_rows"  # the same: token id -> embedding
 IDS = "echodistill_ids"  # the same: placeholder -> token ids of its rows
 
 
-def teach(clip: Any, placeholder: str, class_noun: str, rows: Tensor) -> Any:
+def with_placeholder(clip: Any, placeholder: str, class_noun: str, token_embeddings: Tensor) -> Any:
     """A clone of the CLIP that reads `placeholder` as these embeddings (n, width); the given one stays as it is.
 
     ComfyUI lets a list of tokens hold embeddings in place of ids, so the word becomes ids past the vocabulary's end,
@@ -31,20 +30,20 @@ def teach(clip: Any, placeholder: str, class_noun: str, rows: Tensor) -> Any:
     name = clip_name(clip)
     outer = copy.copy(clip.tokenizer)
     inner = copy.copy(getattr(outer, name))
-    words = known_words(clip)
+    words = known_placeholders(clip)
     if same_word(placeholder) in map(same_word, words):
         raise InputError(
             f"the placeholder {placeholder} is in use by another adapter on this CLIP; train one of the two with "
             "another placeholder."
         )
-    tokenizer = taught_tokenizer(getattr(inner.tokenizer, "tokenizer", inner.tokenizer), [placeholder])
+    tokenizer = with_added_tokens(getattr(inner.tokenizer, "tokenizer", inner.tokenizer), [placeholder])
     known: dict[int, Tensor] = dict(getattr(inner, ROWS, {}))
     # Ids of rows lie past those of every added word, of which there will never be so many.
     first = 1_000_000 + len(known)
-    ids = list(range(first, first + len(rows)))
+    ids = list(range(first, first + len(token_embeddings)))
     expansions = dict(getattr(inner.tokenizer, "expansions", {}))
     expansions[tokenizer.convert_tokens_to_ids(placeholder)] = ids
-    known.update(zip(ids, rows.detach().clone().cpu(), strict=True))
+    known.update(zip(ids, token_embeddings.detach().clone().cpu(), strict=True))
     inner.tokenizer = _Expanding(tokenizer, expansions)
     setattr(inner, ROWS, known)
     setattr(inner, WORDS, {**words, placeholder: class_noun})
@@ -55,26 +54,26 @@ def teach(clip: Any, placeholder: str, class_noun: str, rows: Tensor) -> Any:
     return taught
 
 
-def known_words(clip: Any) -> Mapping[str, str]:
+def known_placeholders(clip: Any) -> Mapping[str, str]:
     """The placeholders that a CLIP was taught, with their class nouns."""
     tokenizer = clip.tokenizer
     words: Mapping[str, str] = getattr(getattr(tokenizer, getattr(tokenizer, "clip", ""), None), WORDS, {})
     return words
 
 
-def words_read(clip: Any, prompt: str) -> list[str]:
+def placeholders_read(clip: Any, prompt: str) -> list[str]:
     """Those of a CLIP's placeholders that it reads in this prompt: their rows are among its tokens."""
     tokenizer = getattr(clip.tokenizer, clip_name(clip))
-    rows: Mapping[int, Tensor] = getattr(tokenizer, ROWS, {})
+    embeddings: Mapping[int, Tensor] = getattr(tokenizer, ROWS, {})
     found = {id(token) for batch in tokenizer.tokenize_with_weights(prompt) for token, *_ in batch}
     ids_of: Mapping[str, Sequence[int]] = getattr(tokenizer, IDS, {})
-    return [word for word in known_words(clip) if any(id(rows[i]) in found for i in ids_of.get(word, ()))]
+    return [word for word in known_placeholders(clip) if any(id(embeddings[i]) in found for i in ids_of.get(word, ()))]
 
 
-def noun_rows(clip: Any, class_noun: str, count: int) -> Tensor:
+def noun_embeddings(clip: Any, class_noun: str, count: int) -> Tensor:
     """What the placeholder began as in training: the mean embedding of the class noun, (count, width), float32."""
     ids = getattr(clip.tokenizer, clip_name(clip)).tokenizer(class_noun)["input_ids"][1:-1]
-    return mean_rows(embedding_table(clip), ids, count).cpu()
+    return mean_embeddings(embedding_table(clip), ids, count).cpu()
 
 
 class _Expanding:
@@ -96,11 +95,11 @@ class _Expanding:
 
 def _tokenize(inner: Any, text: str, *arguments: Any, **options: Any) -> list[list[tuple[Any, ...]]]:
     """The tokenizer's own result with rows in place of their ids."""
-    rows: dict[int, Tensor] = getattr(inner, ROWS)
+    token_embeddings: dict[int, Tensor] = getattr(inner, ROWS)
     batches = type(inner).tokenize_with_weights(inner, text, *arguments, **options)
-    return [[(_row(token, rows), *rest) for token, *rest in batch] for batch in batches]
+    return [[(_row(token, token_embeddings), *rest) for token, *rest in batch] for batch in batches]
 
 
-def _row(token: Any, rows: Mapping[int, Tensor]) -> Any:
+def _row(token: Any, token_embeddings: Mapping[int, Tensor]) -> Any:
     # A textual inversion's embedding is a tensor already.
-    return token if isinstance(token, Tensor) else rows.get(token, token)
+    return token if isinstance(token, Tensor) else token_embeddings.get(token, token)

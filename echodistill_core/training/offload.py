@@ -31,7 +31,7 @@ class Layers:
         return gradient
 
 
-class OneAtATime:
+class ModelOffloader:
     """Keeps the frozen weights of these networks on the host, and those of the one that computed last on the device.
 
     What learns stays on the device. A graph through a network must be gone, or have had its backward pass, before
