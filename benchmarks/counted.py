@@ -30,12 +30,15 @@ from echodistill_core.devices import DTYPES
 from echodistill_core.diffusion import NoiseSchedule
 from echodistill_core.losses import ms_swd
 from echodistill_core.models.architectures import Architecture
+from echodistill_core.models.conditioning import TextConditioning
 from echodistill_core.models.family import Denoiser, Family
 from echodistill_core.models.text import TextEncoder, clip_tokenizer
 from echodistill_core.perception.backbones import SPECS, TINY_SPECS, new_backbone
 from echodistill_core.settings import TrainSettings
-from echodistill_core.training import offload, state
+from echodistill_core.training import build, offload
 from echodistill_core.training.batches import Batch, TrainingImages
+from echodistill_core.training.schedule import schedule_of
+from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
 
 from . import random_checkpoint as rc
@@ -98,11 +101,11 @@ def count(settings: TrainSettings, scale: str = "full") -> Counted:
         run = _state(settings, architecture, scale)
         weights, peak = live.now, {}
         flop = dict.fromkeys(_steps(run, batch), 0)
-        for run.step in range(settings.period):
+        for run.step in range(schedule_of(settings).period):
             for name, step in _steps(run, batch).items():
                 with counting() as counter:
                     step()
-                flop[name] += counter.get_total_flops() // settings.period
+                flop[name] += counter.get_total_flops() // schedule_of(settings).period
         gc.collect()
         run.step = 0
         # Without the counter, which holds on to what it has seen.
@@ -113,7 +116,7 @@ def count(settings: TrainSettings, scale: str = "full") -> Counted:
     return Counted(weights, peak, flop)
 
 
-def _steps(run: state.TrainState, batch: Batch) -> dict[str, Callable[[], object]]:
+def _steps(run: TrainState, batch: Batch) -> dict[str, Callable[[], object]]:
     made: list[Any] = []
     return {
         "teacher": lambda: teacher_step(run, batch),
@@ -129,7 +132,7 @@ def _batch(settings: TrainSettings, architecture: Architecture) -> Batch:
     return TrainingImages(images, settings, factor).draw(0, torch.Generator().manual_seed(0))
 
 
-def _state(settings: TrainSettings, architecture: Architecture, scale: str) -> state.TrainState:
+def _state(settings: TrainSettings, architecture: Architecture, scale: str) -> TrainState:
     """A state at step 0, of networks without numbers in the precision that they will have."""
     dtype = DTYPES[settings.precision]
     schedule = torch.linspace(0.99, 0.005, 1000)
@@ -140,7 +143,7 @@ def _state(settings: TrainSettings, architecture: Architecture, scale: str) -> s
             unets = [UNet2DConditionModel.from_config(architecture.unet) for _ in range(2)]
             vae = AutoencoderKL.from_config(architecture.vae)
             text = CLIPTextModel(CLIPTextConfig.from_dict(architecture.text_encoder))
-            backbones = {r: new_backbone(specs[n]) for r, n in state.needed_backbones(settings).items()}
+            backbones = {r: new_backbone(specs[n]) for r, n in build.needed_backbones(settings).items()}
     finally:
         torch.set_default_dtype(torch.float32)
     student, teacher = (
@@ -151,9 +154,9 @@ def _state(settings: TrainSettings, architecture: Architecture, scale: str) -> s
     family = Family("counted", architecture, student, teacher, encoder, vae, "").freeze()
     family.loaded = {}
     family.text = family.text.with_placeholders({settings.placeholder: settings.vectors})
-    run = state.new_state(family, backbones, settings)
+    run = build.new_state(family, backbones, settings)
     # Reading it asks whether the prompt has a placeholder, and there are no numbers to ask.
-    run._unconditional = torch.empty(1, 77, encoder.width, dtype=dtype)
+    run._unconditional = TextConditioning(torch.empty(1, 77, encoder.width, dtype=dtype))
     return run
 
 
@@ -172,19 +175,19 @@ def _as_on_a_gpu(live: Live) -> Iterator[None]:
                     module._buffers[name] = change(buffer)
         return self
 
-    home = offload._home
+    on_host = offload._on_host
 
     def elsewhere(network: nn.Module) -> dict[str, Tensor]:
-        found = home(network)
+        found = on_host(network)
         for tensor in found.values():
             live.set_apart(tensor)
         return found
 
     with (
         mock.patch.object(nn.Module, "_apply", apply),
-        mock.patch.object(offload, "_home", elsewhere),
-        mock.patch.object(state, "ONE_MEMORY", ()),
-        mock.patch.object(state, "computes_bf16", return_value=True),
+        mock.patch.object(offload, "_on_host", elsewhere),
+        mock.patch.object(build, "ONE_MEMORY", ()),
+        mock.patch.object(build, "computes_bf16", return_value=True),
         mock.patch.object(ms_swd, "sorted_last", lambda x: tuple(x.sort(dim=-1))),
         mock.patch.object(ms_swd, "sorted_values", lambda x: x.sort(dim=-1).values),
     ):

@@ -23,7 +23,7 @@ from echodistill_core.models.architectures import Architecture
 from echodistill_core.perception.backbones import Backbone
 from echodistill_core.settings import TrainSettings
 from echodistill_core.training.batches import Batch
-from echodistill_core.training.state import CRITICS
+from echodistill_core.training.build import CRITICS
 
 StateDict = dict[str, Tensor]
 
@@ -166,7 +166,7 @@ class Plain:
             per_image.append((out[i] - target[i])[:, valid].pow(2).mean())
         loss = torch.stack(per_image).mean()
         norm = self.step("teacher", [*self.kv["teacher"], self.row], loss, self.s.grad_clip)
-        return {"teacher": loss, "teacher_gradient": norm}
+        return {"recon_teacher": loss, "grad_norm_teacher": norm}
 
     def follow(self, batch: Batch) -> dict[str, Tensor]:
         """Step 2 and 3: the student and the critics."""
@@ -203,9 +203,9 @@ class Plain:
         total = losses["alignment"]
         for role in CRITICS:
             logits = self.heads[role](self.look(role, x_st))
-            losses[f"fool_{role}"] = -logits.log_softmax(1)[:, 1].mean()
-            total = total + losses[f"fool_{role}"]
-        losses["student_gradient"] = self.step("student", self.kv["student"], total, self.s.grad_clip)
+            losses[f"adv_{role}"] = -logits.log_softmax(1)[:, 1].mean()
+            total = total + losses[f"adv_{role}"]
+        losses["grad_norm_student"] = self.step("student", self.kv["student"], total, self.s.grad_clip)
         loss = torch.zeros((), device=self.device)
         for role, head in self.heads.items():
             real = head(self.look(role, batch.real)).log_softmax(1)[:, 1]
@@ -213,7 +213,7 @@ class Plain:
             losses[f"critic_{role}"] = -(real.mean() + fake.mean()) / 2
             loss = loss + losses[f"critic_{role}"]
         critics = [p for head in self.heads.values() for p in head.parameters()]
-        losses["critic_gradient"] = self.step("critics", critics, loss, float("inf"))
+        losses["grad_norm_critics"] = self.step("critics", critics, loss, float("inf"))
         return losses
 
     def _randn(self, shape: Sequence[int]) -> Tensor:

@@ -31,6 +31,7 @@ from torch import Tensor
 from echodistill_core.adapter.apply import personalised
 from echodistill_core.adapter.file import read_adapter, write_adapter
 from echodistill_core.errors import EchoDistillError
+from echodistill_core.models.conditioning import TextConditioning
 from echodistill_core.models.family import Family
 from echodistill_core.sampling import denoise, draw_noise, sample
 
@@ -64,16 +65,16 @@ def ways(family: Family, taesd: Any, count: int) -> dict[str, Work]:
     """Each way to make `count` pictures of one prompt."""
     size = family.architecture.resolution
     with torch.no_grad():
-        known = family.text([PROMPT])
+        known = family.condition([PROMPT])
     peer = pipeline(family)
 
-    def latents(text: Tensor) -> Tensor:
+    def latents(text: TextConditioning) -> Tensor:
         noise = draw_noise(family, count, size, size, 0).to(family.device)
-        return denoise(family.student, noise, text.expand(count, -1, -1), 1)
+        return denoise(family.student, noise, text.expand(count), 1)
 
     @torch.no_grad()
     def encoded() -> Tensor:
-        return family.decode(latents(family.text([PROMPT])))
+        return family.decode(latents(family.condition([PROMPT])))
 
     @torch.no_grad()
     def kept() -> Tensor:

@@ -27,11 +27,12 @@ from echodistill_core.devices import DTYPES
 from echodistill_core.diffusion import timesteps_like
 from echodistill_core.errors import EchoDistillError
 from echodistill_core.losses.ms_swd import ms_swd
+from echodistill_core.models.conditioning import TextConditioning
 from echodistill_core.settings import PRESETS, TrainSettings
 from echodistill_core.training.batches import batches
-from echodistill_core.training.one_step import look
+from echodistill_core.training.schedule import schedule_of
 from echodistill_core.training.state import TrainState
-from echodistill_core.training.steps import iterate
+from echodistill_core.training.steps import extract_features, iterate
 
 from .measure import WARM_UP, Cost, Figures, Work, cost, device_name, matrix_ceiling, table
 from .workbench import Workbench
@@ -52,7 +53,7 @@ def meaning() -> dict[str, dict[str, Any]]:
 
 def iteration(state: TrainState, bench: Workbench) -> Work:
     """The next iteration with its batch, drawn as the loop has it: in a thread, where there is a GPU."""
-    images, generator = bench.training_images(state.settings), state.generators["data"]
+    images, generator = bench.training_images(state.settings), state.random["data"]
     ahead = state.device.type != "cpu"
     drawn = batches(images, range(state.step, _ENDLESS), generator, state.device, ahead=ahead)
 
@@ -73,8 +74,8 @@ def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
     teacher = family.teacher
     with torch.no_grad():
         z = family.encode(batch.pixels)
-        text = state.text(batch.prompts, "student")
-        both = torch.cat([state.unconditional(len(z)), text])
+        text = state.condition(batch.prompts, "student")
+        both = TextConditioning.cat([state.unconditional(len(z)), text])
     t = timesteps_like(student.schedule.timesteps - 1, z)
 
     def back(made: Callable[[], Tensor], to: Sequence[Tensor]) -> Work:
@@ -95,20 +96,26 @@ def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
     images = batch.real.clone().requires_grad_()
     latents = z.clone().requires_grad_()
     found: dict[str, Work] = {
-        "batch": lambda: bench.batch(s, state.generators["data"]),
-        "text": back(lambda: state.text(batch.prompts, "teacher"), [state.token_embeddings["teacher"]]),
+        "batch": lambda: bench.batch(s, state.random["data"]),
+        "text": back(
+            lambda: state.condition(batch.prompts, "teacher").features, [state.trainables.token_embeddings["teacher"]]
+        ),
         "encode": silent(lambda: family.encode(batch.pixels)),
-        "teacher": back(lambda: teacher.predict(z, t, text), list(state.weights["teacher"].working.values())),
-        "student": back(lambda: student.predict(z, t, text), list(state.weights["student"].working.values())),
+        "teacher": back(
+            lambda: teacher.predict(z, t, text), list(state.trainables.weights["teacher"].working.values())
+        ),
+        "student": back(
+            lambda: student.predict(z, t, text), list(state.trainables.weights["student"].working.values())
+        ),
         "decode": back(lambda: family.decode(latents), [latents]),
         "guided teacher": silent(lambda: teacher.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both)),
         "decode of it": silent(lambda: family.decode(z)),
-        "identity of it": silent(lambda: look(state, "clip", batch.real)),
+        "identity of it": silent(lambda: extract_features(state, "clip", batch.real)),
         "MS-SWD": back(
             lambda: ms_swd(
                 images,
                 batch.pixels.flip(0),
-                state.generators["noise"],
+                state.random["noise"],
                 levels=s.swd_levels,
                 projections=s.swd_projections,
             ),
@@ -116,11 +123,11 @@ def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
         ),
     }
     for role in s.critic_weights:
-        found[f"{role} critic"] = back(lambda role=role: look(state, role, images), [images])  # type: ignore[misc]
-        found[f"{role} of photographs"] = silent(lambda role=role: look(state, role, batch.real))  # type: ignore[misc]
+        found[f"{role} critic"] = back(lambda role=role: extract_features(state, role, images), [images])  # type: ignore[misc]
+        found[f"{role} of photographs"] = silent(lambda role=role: extract_features(state, role, batch.real))  # type: ignore[misc]
 
     def optimise() -> None:
-        for optimizer in state.optimizers.values():
+        for optimizer in state.trainables.optimizers.values():
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = torch.zeros_like(parameter)
@@ -152,7 +159,7 @@ def _mode(bench: Workbench, settings: TrainSettings) -> dict[str, Any]:
 
 def _period(state: TrainState, bench: Workbench) -> tuple[Work, int]:
     """A whole cycle of the turns of images and critics, and how many iterations it has."""
-    work, count = iteration(state, bench), state.settings.period
+    work, count = iteration(state, bench), schedule_of(state.settings).period
 
     def period() -> None:
         for _ in range(count):

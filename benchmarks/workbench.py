@@ -16,8 +16,9 @@ from echodistill_core.perception.backbones import SPECS, Backbone, new_backbone
 from echodistill_core.perception.load import load_backbones
 from echodistill_core.settings import TrainSettings, from_options
 from echodistill_core.training.batches import Batch, TrainingImages
+from echodistill_core.training.build import needed_backbones, new_state
 from echodistill_core.training.loop import adapters_of
-from echodistill_core.training.state import TrainState, needed_backbones, new_state
+from echodistill_core.training.state import TrainState
 
 from . import random_checkpoint as rc
 from .plain import Plain
@@ -104,7 +105,7 @@ class Workbench:
     def plain(self, settings: TrainSettings) -> Plain:
         """The method read literally, starting where a new state of these settings does."""
         state = self.state(replace(settings, device="cpu"))  # of which only words and heads are taken
-        text, heads = state.family.text, dict(state.critics.items())
+        text, heads = state.family.text, dict(state.trainables.critics.items())
         return Plain(
             settings,
             self.architecture,

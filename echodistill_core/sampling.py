@@ -10,6 +10,7 @@ from torch import Tensor
 from .adapter.apply import Personalised
 from .diffusion import guided, timesteps_like, trailing_timesteps
 from .errors import DivergedError, InputError
+from .models.conditioning import TextConditioning
 from .models.family import Denoiser, Family
 
 TEACHER_STEPS = 25  # the paper's steps of the teacher
@@ -37,17 +38,17 @@ def draw_noise(family: Family, count: int, height: int, width: int, seed: int | 
 def denoise(
     denoiser: Denoiser,
     noise: Tensor,
-    text: Tensor,
+    text: TextConditioning,
     steps: int,
     *,
-    unconditional: Tensor | None = None,
+    unconditional: TextConditioning | None = None,
     guidance: float = 1.0,
     start: Tensor | None = None,
     strength: float = 1.0,
 ) -> Tensor:
     """Deterministic DDIM (Song et al. 2021, eta 0) over trailing timesteps; one step is the one-step map of training.
 
-    noise: (B, 4, h, w). text, unconditional: (B, 77, width); unconditional is used where guidance is not 1.
+    noise: (B, 4, h, w). text, unconditional: of B prompts; unconditional is used where guidance is not 1.
     start: clean latents to begin from, re-noised to the first timestep; strength in (0, 1] is how far. Without it the
     process begins from the noise itself, as the one-step student was trained to.
     Returns clean latents, float32.
@@ -108,8 +109,8 @@ def sample(
         raise InputError(f"strength is {strength}; expected more than 0 (keep the picture) and at most 1 (redraw it).")
     noise = draw_noise(family, len(prompts), height, width, seed).to(family.device)
     model.encoder.warn_of_unread(prompts)
-    text = model.text(prompts)
-    unconditional = model.text([""]).expand_as(text) if guidance != 1.0 else None
+    text = model.condition(prompts)
+    unconditional = model.condition([""]).expand(len(text)) if guidance != 1.0 else None
     start = None
     if image is not None:
         if image.shape[-2:] != (height, width):

@@ -151,6 +151,14 @@ class TrainSettings:
     )
     swd_projections: int = setting(128, "random projections of MS-SWD, drawn anew every call", low=1, high=4096)
 
+    # Beyond the paper: parts that are registered by Python code (docs/extending.md)
+    extra_losses: str = setting(
+        "", "weights of registered loss terms in Eq. 5, as name=weight, separated by spaces; empty for none"
+    )
+    extra_critics: str = setting(
+        "", "weights of registered backbones as critics in Eq. 6, as name=weight, separated by spaces; empty for none"
+    )
+
     # Where the reference departs from the works it cites: the defaults keep its behaviour, the other values mend it
     swd_unit_range: bool = setting(False, "give MS-SWD sRGB in [0,1] as it expects; the reference gives [-1,1]")
     backbone_normalisation: bool = setting(
@@ -186,17 +194,27 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("extra_losses", "extra_critics"):
+            weights_by_name(name, getattr(self, name))
 
     @property
     def critic_weights(self) -> dict[str, float]:
         """The critics that are on, by backbone name, with their shares in Eq. 6. Empty without an adversarial term."""
         weights = {"dino": self.dino_weight, "dinov2": self.dinov2_weight, "clip": self.clip_weight}
+        weights |= weights_by_name("extra_critics", self.extra_critics)
         return {name: w for name, w in weights.items() if w > 0} if self.adversarial_weight > 0 else {}
 
     @property
     def aligns(self) -> bool:
         """Whether any alignment term is on, and with it the teacher's pass in the student's step."""
-        return self.alignment_weight > 0 and max(self.identity_weight, self.mse_weight, self.swd_weight) > 0
+        weights = (self.identity_weight, self.mse_weight, self.swd_weight, *self.extra_loss_weights.values())
+        return self.alignment_weight > 0 and max(weights) > 0
+
+    @property
+    def extra_loss_weights(self) -> dict[str, float]:
+        """The weights of registered loss terms that are on, by name. Empty without alignment."""
+        weights = weights_by_name("extra_losses", self.extra_losses)
+        return {name: w for name, w in weights.items() if w > 0} if self.alignment_weight > 0 else {}
 
     @property
     def teaches(self) -> bool:
@@ -215,11 +233,6 @@ class TrainSettings:
         if self.prior_weight == 0 or self.trainable == "token":
             return ()
         return self.reconstructing_roles
-
-    @property
-    def period(self) -> int:
-        """Iterations after which the turns of images and critics come again."""
-        return self.image_every * self.critic_every
 
     @property
     def generates(self) -> bool:
@@ -279,6 +292,27 @@ def check_fields(settings: Any) -> None:
             raise InputError(
                 f"setting {f.name} is {value}; expected {wanted}{' ' + meta['unit'] if meta['unit'] else ''}."
             )
+
+
+def weights_by_name(setting_name: str, text: str) -> dict[str, float]:
+    """The weights, 0 or more, in a setting's text "name=weight name=weight".
+
+    Raises InputError for text of another form, a negative or infinite weight, or a name that occurs twice.
+    """
+    weights: dict[str, float] = {}
+    for item in text.split():
+        name, _, value = item.partition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = math.nan
+        if not name or name in weights or not (math.isfinite(weight) and weight >= 0):
+            raise InputError(
+                f"setting {setting_name} has {quoted(item)}; expected name=weight, each name once and each weight 0 or "
+                "more, separated by spaces."
+            )
+        weights[name] = weight
+    return weights
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..concept.prompts import same_word
 from ..errors import InputError, Notice
 from ..messages import listed, shortened
+from ..models.conditioning import TextConditioning
 from ..models.family import Denoiser, Family
 from ..models.fingerprint import differing_blocks
 from ..models.text import TextEncoder
@@ -23,7 +24,7 @@ from .file import Adapter
 class Personalised:
     """A family's student or teacher with adapters on.
 
-    rows: every adapter's token rows in order, (n, width), or None without adapters.
+    token_embeddings: of every adapter in order, (n, width), or None without adapters.
     """
 
     family: Family
@@ -32,9 +33,9 @@ class Personalised:
     token_embeddings: Tensor | None
     placeholders: dict[str, str]
 
-    def text(self, prompts: Sequence[str]) -> Tensor:
-        """Text features (B, 77, width) of prompts that may use the adapters' placeholders."""
-        return self.encoder(prompts, self.token_embeddings)
+    def condition(self, prompts: Sequence[str]) -> TextConditioning:
+        """tau(y): the conditioning of B prompts that may use the adapters' placeholders."""
+        return TextConditioning(self.encoder(prompts, self.token_embeddings))
 
 
 @contextmanager

@@ -35,10 +35,10 @@ from ..sampling import TEACHER_STEPS
 from ..sampling import sample as sample_images
 from ..settings import EchoSettings, TrainSettings, affecting_result, from_options
 from ..training import session
+from ..training.build import needs_teacher
 from ..training.identity import fingerprint_of
 from ..training.run import STAGES, Run, open_run
 from ..training.start import start_files
-from ..training.state import needs_teacher
 from .arguments import COMPUTING, given
 from .facts import adapter_facts, lines, run_facts
 from .progress import ProgressBar, has_display, say, stoppable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from ..diffusion import NoiseSchedule
 from ..errors import InputError
 from .architectures import Architecture
+from .conditioning import TextConditioning
 from .fingerprint import block_fingerprints, sampled_fingerprint
 from .text import TextEncoder
 
@@ -33,13 +34,16 @@ class Denoiser:
     origin: str
     licence: str = "unknown"
 
-    def predict(self, zt: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """The UNet's prediction for latents (B, 4, h, w) at timesteps (B,) under text features (B, 77, width).
+    def predict(self, zt: Tensor, t: Tensor, text: TextConditioning) -> Tensor:
+        """The UNet's prediction for latents (B, 4, h, w) at timesteps (B,) under the conditioning of B prompts.
 
         Returns float32, for the algebra that follows: the one-step map amplifies what is rounded there 15 times.
         """
         dtype = self.unet.conv_in.weight.dtype
-        return self.unet(zt.to(dtype), t, encoder_hidden_states=text.to(dtype)).sample.float()
+        out = self.unet(
+            zt.to(dtype), t, encoder_hidden_states=text.features.to(dtype), added_cond_kwargs=text.added_conditions
+        )
+        return out.sample.float()
 
 
 @dataclass
@@ -137,6 +141,13 @@ class Family:
                 buffer.data = buffer.data.to("cpu")
         self.text = self.text.with_placeholders({})
         return self
+
+    def condition(self, prompts: Sequence[str], token_embeddings: Tensor | None = None) -> TextConditioning:
+        """tau(y): the conditioning of B prompts. A family of two text encoders joins their features here.
+
+        token_embeddings: the placeholders' (n, width), as TextEncoder.forward takes them and with the same errors.
+        """
+        return TextConditioning(self.text(prompts, token_embeddings))
 
     def encode(self, x: Tensor) -> Tensor:
         """z = scale * mean of E(x): images (B, 3, H, W) in [-1, 1] to float32 latents (B, 4, H/8, W/8)."""

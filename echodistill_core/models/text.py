@@ -253,7 +253,7 @@ class TextEncoder(nn.Module):
     def forward(self, prompts: Sequence[str], token_embeddings: Tensor | None = None) -> Tensor:
         """Text features (B, 77, width).
 
-        rows: the placeholders' embeddings (n, width), in order of declaration; gradients reach them and nothing else.
+        token_embeddings: the placeholders' (n, width), in order of declaration; gradients reach them and nothing else.
         Raises InputError where a prompt uses a placeholder and no rows are given, or the count differs.
         """
         vocabulary = self.table.shape[0]

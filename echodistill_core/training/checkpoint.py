@@ -82,16 +82,16 @@ def take_snapshot(state: TrainState, fingerprint: str) -> Snapshot:
 
     Raises DivergedError where a trained tensor is not finite.
     """
-    state.check_finite()
-    tensors: dict[str, Tensor] = dict(state.trained_tensors())
+    state.trainables.check_finite(state.step)
+    tensors: dict[str, Tensor] = dict(state.trainables.tensors())
     groups = {}
-    for name, optimizer in state.optimizers.items():
+    for name, optimizer in state.trainables.optimizers.items():
         content = optimizer.state_dict()
         for index, moments in content["state"].items():
             for key, value in moments.items():
                 tensors[f"optimizers/{name}/{index}/{key}"] = torch.as_tensor(value)
         groups[name] = content["param_groups"]
-    for name, generator in state.generators.items():
+    for name, generator in state.random.generators.items():
         tensors[f"generators/{name}"] = generator.get_state()
     metadata = {
         "format": "echodistill-checkpoint",
@@ -125,19 +125,19 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
             f"{path} is damaged: what it says of its contents was changed after it was written; give it back as it "
             "was, or train again into a new folder."
         )
-    trained = state.trained_tensors()
+    trained = state.trainables.tensors()
     for name, tensor in trained.items():
         if name not in tensors or tensors[name].shape != tensor.shape:
             raise InputError(
                 f"{path} has no tensor {name} of shape {tuple(tensor.shape)}; train again into a new folder."
             )
         tensor.copy_(tensors[name])
-    for weights in state.weights.values():
-        weights.publish()
+    for weights in state.trainables.weights.values():
+        weights.sync_from_master()
     groups = json.loads(metadata["param_groups"])
-    for name, optimizer in state.optimizers.items():
+    for name, optimizer in state.trainables.optimizers.items():
         optimizer.load_state_dict({"state": _moments(tensors, f"optimizers/{name}/"), "param_groups": groups[name]})
-    for name, generator in state.generators.items():
+    for name, generator in state.random.generators.items():
         generator.set_state(tensors[f"generators/{name}"].clone())
     state.stage, state.step = metadata["stage"], int(metadata["step"])
 

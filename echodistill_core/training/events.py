@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,26 @@ def latest(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     for row in rows:
         found |= row
     return found
+
+
+def current_names(losses: Mapping[str, float]) -> dict[str, float]:
+    """Losses of a log under today's names. Version 0.1.0 wrote fool_x, x_gradient, teacher, student and x_prior."""
+    return {_current_name(name): value for name, value in losses.items()}
+
+
+def _current_name(name: str) -> str:
+    if name in ("teacher", "student"):
+        return f"recon_{name}"
+    if name == "critic_gradient":
+        return "grad_norm_critics"
+    for pattern, replacement in (
+        (r"fool_(\w+)", r"adv_\1"),
+        (r"(\w+)_gradient", r"grad_norm_\1"),
+        (r"(\w+)_prior", r"prior_\1"),
+    ):
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return name
 
 
 Event = StepDone | LossesLogged | PreviewReady | CheckpointSaved | PoolProgress

@@ -19,6 +19,7 @@ from .events import CheckpointSaved, Listener, LossesLogged, PreviewReady, StepD
 from .rates import decay, full_rates, set_rates
 from .run import CHECKPOINT, Run
 from .samples import one_step_images
+from .schedule import schedule_of
 from .state import TrainState
 from .steps import iterate
 
@@ -56,7 +57,7 @@ def _iterate_to(
     settings, rates = state.settings, full_rates(state)
     waiting: list[tuple[int, Mapping[str, Tensor]]] = []
     steps = range(state.step, iterations)
-    for batch in batches(images, steps, state.generators["data"], state.device, ahead=ahead):
+    for batch in batches(images, steps, state.random["data"], state.device, ahead=ahead):
         set_rates(state, rates, decay(settings.lr_decay, state.step, iterations))
         losses = iterate(state, batch)
         state.step += 1
@@ -91,11 +92,11 @@ def preview(state: TrainState) -> Tensor:
 def adapters_of(state: TrainState, stage: str, iterations: int) -> dict[str, Adapter]:
     """What each role has learned so far, by role."""
     architecture, result = state.family.architecture, {}
-    for role, weights in state.weights.items():
+    for role, weights in state.trainables.weights.items():
         names = layout.unet_names(weights.base, architecture)
         factors = {names[n]: pair for n, pair in weights.factors().items()}
         result[role] = Adapter(
-            token_embeddings=state.token_embeddings[role].detach().float().cpu(),
+            token_embeddings=state.trainables.token_embeddings[role].detach().float().cpu(),
             deltas={} if factors else {names[n]: d for n, d in weights.deltas().items()},
             factors=factors,
             metadata=describe_run(state.family, role, affecting_result(state.settings), stage, iterations),
@@ -146,5 +147,5 @@ def _finish(state: TrainState, run: Run, stage: str, iterations: int) -> None:
     adapters = adapters_of(state, stage, iterations)
     for role, adapter in adapters.items():
         write_adapter(run.path(stage, f"{role}.safetensors"), adapter, state.family.architecture)
-    losses = latest(run.read_log(stage)[-state.settings.period :])
+    losses = latest(run.read_log(stage)[-schedule_of(state.settings).period :])
     run.finish(stage, {"iterations": iterations, "roles": list(adapters), "losses": losses})

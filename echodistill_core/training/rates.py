@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from .state import TrainState, parameter_groups
+from .build import parameter_groups
+from .state import TrainState
 
 Rates = dict[str, list[float]]
 
@@ -24,6 +25,6 @@ def full_rates(state: TrainState) -> Rates:
 
 def set_rates(state: TrainState, rates: Rates, share: float) -> None:
     """Give every parameter group this share of its full rate."""
-    for name, optimizer in state.optimizers.items():
+    for name, optimizer in state.trainables.optimizers.items():
         for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
             group["lr"] = rate * share

@@ -28,6 +28,7 @@ from ..models.family import Family
 from ..models.sources import ModelSources
 from ..settings import EchoSettings, TrainSettings, affecting_result, from_options
 from ..tensorfile import read_header
+from .events import current_names
 from .identity import (
     as_known_to,
     differences,
@@ -186,7 +187,7 @@ class Run:
         append_line(self.path(stage, "log.jsonl"), "\n".join(json.dumps(row) for row in rows))
 
     def read_log(self, stage: str) -> list[dict[str, float]]:
-        """The logged losses, one row an iteration. What a kill or a power cut left that is no row is left out."""
+        """The logged losses, one row an iteration, under today's names. Lines that a crash left incomplete are skipped."""
         path = self.path(stage, "log.jsonl")
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         whole, _, _ = text.rpartition("\n")
@@ -228,7 +229,7 @@ def _log_row(line: str) -> dict[str, float] | None:
         row = json.loads(line.strip("\0 "))
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return current_names(row) if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def checkpoint_fingerprint(path: Path) -> str:

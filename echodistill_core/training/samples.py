@@ -28,8 +28,8 @@ def images_of(state: TrainState, role: str, prompts: Sequence[str], seed: int, s
     guidance = 1.0 if role == "student" else state.settings.guidance_scale
     noise = draw_noise(state.family, len(prompts), size, size, seed).to(state.device)
     images = []
-    for part, _ in state.parts(len(prompts)):
-        text = state.text(prompts[part], role)
+    for part, _ in state.compute.microbatches(len(prompts)):
+        text = state.condition(prompts[part], role)
         unconditional = state.unconditional(len(text)) if guidance != 1.0 else None
         latents = denoise(denoiser, noise[part], text, steps, unconditional=unconditional, guidance=guidance)
         images.append(finished(state.family.decode(latents)))

@@ -21,6 +21,7 @@ from ..perception.backbones import Backbone
 from ..perception.load import BackboneFiles, load_backbones
 from ..settings import EchoSettings, TrainSettings
 from .batches import TrainingImages
+from .build import check_learns, needed_backbones, new_optimizers, new_state
 from .checkpoint import load_checkpoint
 from .echo import make_pool, pool_prompts
 from .events import Listener
@@ -30,7 +31,7 @@ from .prior import add_prior
 from .resume import check_new_folder, create_or_resume
 from .run import CHECKPOINT, Run, open_run
 from .start import Start, read_start
-from .state import TrainState, check_learns, needed_backbones, new_optimizers, new_state
+from .state import TrainState
 
 
 def train(
@@ -103,18 +104,18 @@ def echo(
     run.check_backbones(_fingerprints(backbones))
     with _training(family, backbones, distil, begun) as state:
         add_prior(state, run, listen)
-        fresh_critics = {n: p.detach().clone() for n, p in state.critics.named_parameters()}
+        fresh_critics = {n: p.detach().clone() for n, p in state.trainables.critics.named_parameters()}
         _resume(state, run, "distil", required=True)
         family.text.warn_of_unread(pool_prompts(distil, settings))
         pool = make_pool(state, run, settings, listen)
         if not _resume(state, run, "echo"):
             state.step = 0
             if not settings.carry_critics:
-                state.critics.load_state_dict(fresh_critics)
+                state.trainables.critics.load_state_dict(fresh_critics)
                 # The moments of heads that are gone would mislead the new ones.
-                state.optimizers["critics"] = new_optimizers(state)["critics"]
+                state.trainables.optimizers["critics"] = new_optimizers(state)["critics"]
             if not settings.carry_optimizers:
-                state.optimizers = new_optimizers(state)
+                state.trainables.optimizers = new_optimizers(state)
         photographs = run.photographs() if settings.real_share > 0 else None
         source = TrainingImages(
             pool, distil, family.latent_factor, photographs, settings.real_share, family.latent_channels

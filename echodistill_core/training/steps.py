@@ -1,124 +1,274 @@
 """Algorithm 1 of EchoDistill: the teacher's, the student's and the critics' step of one iteration.
 
-Every step differentiates with respect to the parameters of its own optimiser and no others, so nothing leaks from one
-player's loss into another's gradients. Gradients are summed over the parts of a batch, which is one part unless
-memory_mode is low; all that is random is drawn for the whole batch.
+Symbols: z latents (B, 4, h, w); x images (B, 3, H, W) in [-1, 1]; n unit noise; t timesteps (B,); y text conditioning
+tau(prompt); f features (B, d); L losses. Suffix _s is the student's, _t the teacher's.
+
+Each step differentiates with respect to the parameters of its own optimiser only (`inputs=`), so that no loss reaches
+another player's gradients. Random numbers are drawn for the whole batch, so that micro-batches do not change them.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-from ..losses.adversarial import critic_loss
-from ..losses.alignment import masked_mse
+import torch
+from torch import Tensor
+
+from ..diffusion import guided, timesteps_like
+from ..losses.ms_swd import ms_swd_along
+from ..losses.objectives import (
+    LOSS_TERMS,
+    alignment_weight,
+    critic_loss,
+    generator_loss,
+    identity_loss,
+    latent_mse,
+    masked_mse,
+)
+from ..models.conditioning import TextConditioning
+from ..models.family import Denoiser
+from ..settings import TrainSettings
 from .batches import Batch
-from .one_step import Losses, Made, critics_of, look, make_and_compare, sees_images
+from .compute import cut
+from .schedule import TermWeights, weights_at
 from .state import TrainState
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TeacherTarget:
+    """The teacher's output that the student follows.
+
+    latents: (B, 4, h, w), the teacher's x0 estimate of the student's latents. weight: c(t) of Eq. 5, (B,).
+    """
+
+    latents: Tensor
+    weight: Tensor
+
+    @staticmethod
+    def none(noise: Tensor) -> TeacherTarget:
+        """No target: c(t) = 0."""
+        return TeacherTarget(noise, noise.new_zeros(len(noise)))
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """The student's output of an iteration, without a graph.
+
+    latents: (B, 4, h, w). pixels: (B, 3, H, W) in [-1, 1], None where no term needs the image.
+    features: of the image, (B, d), by critic.
+    """
+
+    latents: Tensor
+    pixels: Tensor | None
+    features: Mapping[str, Tensor]
+
+    @staticmethod
+    def cat(parts: Sequence[StudentOutput]) -> StudentOutput:
+        """The output of all micro-batches in order."""
+        pixels = [part.pixels for part in parts if part.pixels is not None]
+        features = {k: torch.cat([part.features[k] for part in parts]) for k in parts[0].features}
+        return StudentOutput(
+            torch.cat([part.latents for part in parts]), torch.cat(pixels) if pixels else None, features
+        )
 
 
 def iterate(state: TrainState, batch: Batch) -> Losses:
-    """One iteration of Algorithm 1: every player's step, and all losses."""
+    """One iteration of Algorithm 1: the steps of all players. Returns all losses, scalars on the device."""
     losses = teacher_step(state, batch)
-    student_losses, made = student_step(state, batch)
-    return losses | student_losses | critic_step(state, batch, made)
+    student_losses, output = student_step(state, batch)
+    return losses | student_losses | critic_step(state, batch, output)
 
 
 def teacher_step(state: TrainState, batch: Batch) -> Losses:
     """Step 1: the teacher, and with it the token, learns the photographs (Eq. 1). Empty where the teacher is frozen."""
-    if not state.settings.teaches or not state.learned("teacher"):
+    s = state.settings
+    if not s.teaches or not state.trainables.parameters("teacher"):
         return {}
-    losses = _learn_images(state, "teacher", batch, state.settings.teacher_weight)
-    return {**losses, "teacher_gradient": _step(state, "teacher")}
+    losses = reconstruct(state, "teacher", batch, s.teacher_weight)
+    return {**losses, "grad_norm_teacher": state.trainables.step("teacher", s.grad_clip)}
 
 
-def student_step(state: TrainState, batch: Batch) -> tuple[Losses, Made | None]:
-    """Step 2: the student follows the teacher (Eq. 5) and fools the critics (Eq. 6) with an image made in one step.
+def student_step(state: TrainState, batch: Batch) -> tuple[Losses, StudentOutput | None]:
+    """Step 2: the student follows the teacher (Eq. 5) and passes the critics (Eq. 6) with an image made in one step.
 
-    Returns the losses and what was made, which the critics' step looks at again; None where no term needs it.
+        L = lambda_align c(t) (w_id L_id + w_mse L_mse + w_swd L_swd) + lambda_adv sum_k w_k L_adv,k
+
+    The terms that need a network run backward before the next network runs (compute.Cut), so that the activations of
+    one network exist at a time.
+    Returns the losses, and the student's output; None where no term of this iteration needs an output.
     """
-    s, losses, made = state.settings, Losses(), None
+    s, w, run, family = state.settings, weights_at(state.settings, state.step), state.compute, state.family
+    losses = Losses()
     if s.student_reconstruction_weight > 0:
-        losses |= _learn_images(state, "student", batch, s.student_reconstruction_weight)
-    if critics_of(state) or (s.aligns and (s.mse_weight > 0 or sees_images(state))):
-        compared, made = make_and_compare(state, batch)
-        losses |= compared
-    if losses and state.learned("student"):
-        losses["student_gradient"] = _step(state, "student")
-    return losses, made
+        losses |= reconstruct(state, "student", batch, s.student_reconstruction_weight)
+    if not (w.align or w.critics):
+        return _student_update(state, losses), None
+
+    def aligned(c: Tensor, w_k: float, L_k: Tensor) -> Tensor:
+        return s.alignment_weight * (c * w_k * L_k).mean()
+
+    n = state.draw_noise(batch)
+    y = state.condition(batch.student_prompts, "student")
+    z = cut(run.generate(partial(one_step, family.student), n, y))
+    target = teacher_target(state, batch, z.leaf.detach(), n, y) if w.align else TeacherTarget.none(n)
+    directions = state.draw_directions(batch) if w.swd else []
+    outputs = []
+    for part, share in run.microbatches(len(batch)):
+        z_s, z_t, c = z.leaf[part], target.latents[part], target.weight[part]
+        L: Losses = {}
+        features: Losses = {}
+        if w.needs_images:
+            x_t, f_t = _teacher_image(state, z_t, w)
+            x = cut(run.decode(family, z_s))
+            for k in w.backbones:
+                f, loss = extract_features(state, k, x.leaf), n.new_zeros(())
+                if k == "clip" and w.identity:
+                    L["identity"] = identity_loss(*(state.backbones[k].tokens(each) for each in (f, f_t)))
+                    loss = loss + aligned(c, w.identity, L["identity"])
+                if k in w.critics:
+                    L[f"adv_{k}"] = generator_loss(state.trainables.critics[k](f))
+                    loss = loss + s.adversarial_weight * w.critics[k] * L[f"adv_{k}"]
+                    features[k] = f.detach()
+                x.backward(share * loss)
+            if w.swd:
+                L["swd"] = ms_swd_along(_as_swd_input(s, x.leaf), _as_swd_input(s, x_t), directions)
+                x.backward(share * aligned(c, w.swd, L["swd"]))
+            for k, w_k in w.images.items():
+                L[k] = LOSS_TERMS[k].function(x.leaf, x_t)
+                x.backward(share * aligned(c, w_k, L[k]))
+        if w.mse:
+            L["mse"] = latent_mse(z_s, z_t)
+            z.backward(share * aligned(c, w.mse, L["mse"]))
+        for k, w_k in w.latents.items():
+            L[k] = LOSS_TERMS[k].function(z_s, z_t)
+            z.backward(share * aligned(c, w_k, L[k]))
+        if w.needs_images:
+            x.flush([z.leaf])
+        outputs.append(StudentOutput(z_s.detach(), x.leaf.detach() if w.needs_images else None, features))
+        _log(losses, L, w, c, share)
+    z.flush(state.trainables.grad_inputs("student"))
+    return _student_update(state, losses), StudentOutput.cat(outputs)
 
 
-def critic_step(state: TrainState, batch: Batch, made: Made | None) -> Losses:
-    """Step 3: each critic's head learns to tell photographs from the student's images (Eq. 7), where it is its turn."""
-    critics = critics_of(state)
-    if made is None or not critics:
+def critic_step(state: TrainState, batch: Batch, output: StudentOutput | None) -> Losses:
+    """Step 3: each critic's head learns to tell photographs from the student's images (Eq. 7). Empty without one."""
+    critics = weights_at(state.settings, state.step).critics
+    if output is None or not critics:
         return {}
     losses = Losses()
-    for role in critics:
-        real = torch.cat([_features(state, role, batch, part) for part, _ in state.parts(len(batch))])
-        head = state.critics[role]
-        loss = critic_loss(head(real), head(made.features[role]))
+    for k in critics:
+        real = state.compute.map(partial(_features_of_photographs, state, k), batch.real_views, batch.real)
+        head = state.trainables.critics[k]
+        loss = critic_loss(head(real), head(output.features[k]))
         loss.backward(inputs=list(head.parameters()))
-        losses[f"critic_{role}"] = loss.detach()
-    losses["critic_gradient"] = _step(state, "critics")
+        losses[f"critic_{k}"] = loss.detach()
+    losses["grad_norm_critics"] = state.trainables.step("critics", state.settings.critic_grad_clip)
     return losses
 
 
-def _learn_images(state: TrainState, role: str, batch: Batch, weight: float) -> Losses:
-    """Differentiate weight * (Eq. 1 + prior_weight * Eq. 1 on images of the class, Ruiz et al. 2023) of this role."""
-    s = state.settings
-    losses = {role: _reconstruct(state, role, batch, weight)}
-    if role in s.prior_roles:
-        images = state.prior[role].draw(state.step, state.generators["prior"]).to(state.device)
-        losses[f"{role}_prior"] = _reconstruct(state, role, images, weight * s.prior_weight, prior=True)
-    return losses
+def one_step(denoiser: Denoiser, noise: Tensor, text: TextConditioning) -> Tensor:
+    """The one-step map: z = (n - sqrt(1 - abar) eps(n, T-1, y)) / sqrt(abar) of noise (B, 4, h, w), abar at T-1."""
+    t = timesteps_like(denoiser.schedule.timesteps - 1, noise)
+    return denoiser.schedule.to_x0(denoiser.predict(noise, t, text), noise, t)
 
 
-def _reconstruct(state: TrainState, role: str, batch: Batch, weight: float, *, prior: bool = False) -> Tensor:
-    """Differentiate weight * Eq. 1: |target - UNet(z_t, t, tau(y))|^2 over the valid region, t ~ U{0..T-1}; a scalar.
+@torch.no_grad()
+def teacher_target(state: TrainState, batch: Batch, z_s: Tensor, n: Tensor, y_s: TextConditioning) -> TeacherTarget:
+    """The teacher's x0 estimate of the student's latents z_s, re-noised to t ~ U{0..T-1} with the same noise n.
 
-    prior: of images of the class. Their captions lack the placeholder, so they keep the weights where they are and
-    leave the token to the photographs; their random numbers come from a generator of their own.
+    One evaluation with classifier-free guidance. y_s: the conditioning that the student read; the teacher reads its own
+    where each has a token of its own.
     """
-    denoiser, leaves = state.denoiser(role), state.leaves(role)
-    generator = "prior" if prior else "noise"
-    noise = state.draw_noise(batch, generator)
-    t = state.draw_timesteps(denoiser, len(batch), generator)
+    s, teacher, schedule = state.settings, state.denoiser("teacher"), state.denoiser("teacher").schedule
+    t = state.draw_timesteps(schedule, len(batch))
+    y = y_s.detach() if state.shares_token else state.condition(batch.student_prompts, "teacher")
+
+    def estimate(z: Tensor, n: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
+        z_noisy = schedule.add_noise(z, n, t)
+        both = TextConditioning.cat([state.unconditional(len(z)), y])
+        without, with_text = teacher.predict(z_noisy.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        return schedule.to_x0(guided(with_text, without, s.guidance_scale), z_noisy, t)
+
+    z_t = state.compute.map(estimate, z_s, n, t, y)
+    return TeacherTarget(z_t, alignment_weight(schedule.table(t.device), t, s.alignment_by_t))
+
+
+def extract_features(state: TrainState, backbone: str, images: Tensor) -> Tensor:
+    """A backbone's features (B, d) of images (B, 3, H, W) in [-1, 1], normalised as the settings say."""
+    return state.backbones[backbone](images, normalise=state.settings.backbone_normalisation)
+
+
+def reconstruct(state: TrainState, role: str, batch: Batch, weight: float) -> Losses:
+    """Differentiate weight * (Eq. 1 + prior_weight * Eq. 1 of class images; Ruiz et al. 2023) of this role."""
+    s = state.settings
+    losses = {f"recon_{role}": _eq_1(state, role, batch, weight)}
+    if role in s.prior_roles:
+        images = state.prior[role].draw(state.step, state.random["prior"]).to(state.device)
+        losses[f"prior_{role}"] = _eq_1(state, role, images, weight * s.prior_weight, prior=True)
+    return losses
+
+
+def _eq_1(state: TrainState, role: str, batch: Batch, weight: float, *, prior: bool = False) -> Tensor:
+    """Differentiate weight * Eq. 1: |target - UNet(z_t, t, y)|^2 over the valid region, t ~ U{0..T-1}; a scalar.
+
+    prior: of class images. Their captions lack the placeholder, so the token gets no gradient; their random numbers
+    come from the generator "prior".
+    """
+    denoiser, schedule = state.denoiser(role), state.denoiser(role).schedule
+    inputs = state.trainables.grad_inputs(role)
+    stream = "prior" if prior else "noise"
+    n = state.draw_noise(batch, stream)
+    t = state.draw_timesteps(schedule, len(batch), stream)
     total = torch.zeros((), device=state.device)
-    for part, share in state.parts(len(batch)):
-        z = state.family.scaled(_posterior(state, batch, part), batch.posterior_noise[role][part])
-        zt = denoiser.schedule.add_noise(z, noise[part], t[part])
-        target = denoiser.schedule.target(z, noise[part], t[part])
-        text = state.read(batch.prompts[part], role, learning=not prior)
-        prediction = denoiser.predict(zt, t[part], text)
-        loss = masked_mse(prediction, target, batch.mask[part])
-        if leaves:
-            (weight * share * loss).backward(inputs=leaves)
+    for part, share in state.compute.microbatches(len(batch)):
+        with torch.no_grad():
+            posterior = state.by_view("vae", batch.views[part], batch.pixels[part], state.family.posterior)
+        z = state.family.scaled(posterior, batch.posterior_noise[role][part])
+        z_noisy = schedule.add_noise(z, n[part], t[part])
+        y = state.condition(batch.prompts[part], role, learns=not prior)
+        prediction = denoiser.predict(z_noisy, t[part], y)
+        loss = masked_mse(prediction, schedule.target(z, n[part], t[part]), batch.mask[part])
+        if inputs:
+            (weight * share * loss).backward(inputs=inputs)
         total += share * loss.detach()
     return total
 
 
 @torch.no_grad()
-def _posterior(state: TrainState, batch: Batch, part: slice) -> Tensor:
-    """Mean and deviation of the latents of what the teacher learns from; of views that come again, made once."""
-    return state.kept_by_view("vae", batch.views[part], batch.pixels[part], state.family.posterior)
+def _teacher_image(state: TrainState, z_t: Tensor, w: TermWeights) -> tuple[Tensor, Tensor]:
+    """The teacher's image (B, 3, H, W) and its CLIP features (B, d); empty tensors where no term needs them."""
+    x_t = state.compute.decode(state.family, z_t) if w.align_images else z_t.new_empty(0)
+    return x_t, extract_features(state, "clip", x_t) if w.identity else z_t.new_empty(0)
 
 
 @torch.no_grad()
-def _features(state: TrainState, role: str, batch: Batch, part: slice) -> Tensor:
-    """Features (B, d) of what a critic takes for real; of views that come again, made once."""
-    return state.kept_by_view(role, batch.real_views[part], batch.real[part], lambda x: look(state, role, x))
+def _features_of_photographs(state: TrainState, critic: str, views: tuple[Hashable, ...], real: Tensor) -> Tensor:
+    """Features (B, d) of the images that a critic takes for real; computed once for views that come again."""
+    return state.by_view(critic, views, real, partial(extract_features, state, critic))
 
 
-def _step(state: TrainState, name: str) -> Tensor:
-    """Clip the gradients that are there and step one optimiser. Returns the gradient's norm before clipping."""
-    optimizer, parameters = state.optimizers[name], state.learned(name)
-    if name in state.weights:
-        state.weights[name].grads_to_master()
-    limit = state.settings.critic_grad_clip if name == "critics" else state.settings.grad_clip
-    norm = nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if name in state.weights:
-        state.weights[name].publish()
-    return norm.detach()
+def _as_swd_input(settings: TrainSettings, images: Tensor) -> Tensor:
+    """Images in [-1, 1] in the range that MS-SWD is given: its own, [0, 1], or unchanged as in the reference."""
+    return (images + 1) / 2 if settings.swd_unit_range else images
+
+
+def _student_update(state: TrainState, losses: Losses) -> Losses:
+    """Step the student's optimiser where a loss was differentiated. Returns the losses with the gradient's norm."""
+    if not losses or not state.trainables.parameters("student"):
+        return losses
+    return {**losses, "grad_norm_student": state.trainables.step("student", state.settings.grad_clip)}
+
+
+def _log(losses: Losses, L: Losses, w: TermWeights, c: Tensor, share: float) -> None:
+    """Add a micro-batch's terms L to the losses, and Eq. 5 as a whole in iterations that compute all of its terms."""
+    eq_5 = {k: w_k for k, w_k in w.alignment.items() if k in L}
+    logged = {k: L[k].mean() for k in eq_5}
+    if w.is_complete and eq_5:
+        logged["alignment"] = torch.stack([(c * w_k * L[k]).mean() for k, w_k in eq_5.items()]).sum()
+    logged |= {k: L_k for k, L_k in L.items() if k not in eq_5}
+    for k, value in logged.items():
+        losses[k] = losses.get(k, torch.zeros_like(value)) + share * value.detach()

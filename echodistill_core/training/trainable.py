@@ -71,7 +71,7 @@ class TrainedWeights:
             else:
                 self.parameters[name] = nn.Parameter(weight.float().clone())
 
-    def begin_at(self, deltas: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    def load_initial(self, deltas: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Start from what was learned before: differences to the base, or a low-rank update's own (up, down).
 
         What `deltas` and `factors` say afterwards counts from the base, as if this were one and the same training.
@@ -107,7 +107,7 @@ class TrainedWeights:
             parameter.grad = None if gradient is None else gradient.float()
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def sync_from_master(self) -> None:
         """Bring the working copies to where the parameters are; to be called whenever those have changed."""
         if self.working is not self.parameters:
             for name, parameter in self.parameters.items():

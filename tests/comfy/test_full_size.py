@@ -124,7 +124,7 @@ def test_load_checkpoint_adapter_and_sampling_equal_the_core(full, serve):
     noise = torch.randn([1, 4, 8, 8], generator=torch.Generator().manual_seed(6))
     adapter = read_adapter(full / "models" / "loras" / "full.safetensors")
     with torch.no_grad(), personalised(family, [adapter]) as model:
-        expected = denoise(model.denoiser, noise, model.text([PROMPT]), 1) / 0.18215
+        expected = denoise(model.denoiser, noise, model.condition([PROMPT]), 1) / 0.18215
         plain = denoise(model.denoiser, noise, family.text(["photo of a cat"]), 1) / 0.18215
     error, effect = (float((x - expected).norm() / expected.norm()) for x in (found, plain))
     print(f"relative error {error:.2e}; another prompt changes {effect:.2e}")

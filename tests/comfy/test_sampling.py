@@ -77,7 +77,7 @@ def test_the_miniature_draws_what_the_core_draws(server, info, base):
     family = open_family(ModelSources(family="miniature")).to("cpu", torch.float32)
     noise = torch.randn([1, 8, 8, 8], generator=torch.Generator().manual_seed(8))
     with torch.no_grad():
-        drawn = denoise(family.student, noise, family.text([prompt]), 1)
+        drawn = denoise(family.student, noise, family.condition([prompt]), 1)
     expected = drawn / family.vae.config["scaling_factor"]
     assert torch.allclose(latent(base, "core"), expected, atol=1e-4, rtol=1e-4)
 

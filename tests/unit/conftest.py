@@ -38,7 +38,7 @@ from echodistill_core.perception.load import load_backbones
 from echodistill_core.settings import TrainSettings, from_options
 from echodistill_core.training import session
 from echodistill_core.training.batches import TrainingImages
-from echodistill_core.training.state import needed_backbones, new_state
+from echodistill_core.training.build import needed_backbones, new_state
 
 TINY_SOURCES = ModelSources(family="tiny")
 
@@ -137,7 +137,7 @@ def draw_batch(photographs):
                 load_photographs(images or photographs), state.family.architecture.resolution, "center"
             )
         source = TrainingImages(images, state.settings, state.family.latent_factor)
-        return source.draw(step, state.generators["data"])
+        return source.draw(step, state.random.generators["data"])
 
     return draw
 
@@ -171,8 +171,8 @@ def snapshot():
         if hasattr(thing, "family"):
             for role, backbone in thing.backbones.items():
                 tensors.update({f"{role}/{n}": t for n, t in backbone.state_dict().items()})
-            tensors.update({f"rows/{role}": t for role, t in thing.token_embeddings.items()})
-            tensors.update({f"critics/{n}": t for n, t in thing.critics.state_dict().items()})
+            tensors.update({f"rows/{role}": t for role, t in thing.trainables.token_embeddings.items()})
+            tensors.update({f"critics/{n}": t for n, t in thing.trainables.critics.state_dict().items()})
         return {n: t.detach().clone() for n, t in tensors.items()}
 
     return take

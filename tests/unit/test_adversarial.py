@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from echodistill_core.losses.adversarial import FAKE, REAL, CriticHead, critic_loss, generator_loss
+from echodistill_core.losses.objectives import FAKE, REAL, CriticHead, critic_loss, generator_loss
 
 
 def rng(seed=0):

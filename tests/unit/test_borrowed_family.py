@@ -13,7 +13,7 @@ from echodistill_core.models.sources import ModelSources
 from echodistill_core.models.tiny import tiny_checkpoint
 from echodistill_core.settings import EchoSettings
 from echodistill_core.tensorfile import read_tensors
-from echodistill_core.training import session, state
+from echodistill_core.training import build, session
 from echodistill_core.training.events import LossesLogged, StepDone
 from echodistill_core.training.memory import OutOfMemoryError
 from echodistill_core.training.run import open_run
@@ -78,10 +78,10 @@ def test_a_state_that_cannot_be_made_leaves_the_family_alone(tmp_path, tiny_fami
     before = contents(family)
 
     def fail(_):
-        raise MemoryError("no room for optimisers")
+        raise MemoryError("not enough memory for optimisers")
 
-    monkeypatch.setattr(state, "new_optimizers", fail)
-    with pytest.raises(OutOfMemoryError, match="no room for optimisers"):
+    monkeypatch.setattr(build, "new_optimizers", fail)
+    with pytest.raises(OutOfMemoryError, match="not enough memory for optimisers"):
         train_tiny(tmp_path / "run", family, trainable="lora")
     assert_equal(before, contents(family))
 

@@ -106,7 +106,7 @@ def test_a_run_folder_holds_what_was_promised(run_folder, photographs):
     for stage, iterations in (("distil", 3), ("echo", 2)):
         rows = [json.loads(line) for line in (run_folder / stage / "log.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == list(range(1, iterations + 1))
-        assert {"teacher", "identity", "mse", "swd", "alignment", "fool_dino", "critic_clip"} <= rows[0].keys()
+        assert {"teacher", "identity", "mse", "swd", "alignment", "adv_dino", "critic_clip"} <= rows[0].keys()
         with Image.open(run_folder / stage / "losses.png") as plot:
             assert plot.format == "PNG"
             assert 800 <= plot.width <= 3000
@@ -133,7 +133,7 @@ def test_what_a_user_reads_during_a_run(photographs, tmp_path, capsys):
     assert printed.out == ""  # it is for programs; what is told goes to stderr
     lines = re.split(r"[\r\n]+", printed.err.strip())
     assert lines[0] == "dog: 1 photograph -> RUN"
-    assert any(re.search(r"distil: 100%.* 2/2 .*it/s, teacher=\d.*alignment=\d.*fool_dino=\d", line) for line in lines)
+    assert any(re.search(r"distil: 100%.* 2/2 .*it/s, teacher=\d.*alignment=\d.*adv_dino=\d", line) for line in lines)
     student = Path("RUN", "distil", "student.safetensors")
     assert any(line.strip().startswith(f"{student} (") for line in lines)
     assert lines[-1].startswith("next: echodistill echo RUN, or echodistill sample RUN")

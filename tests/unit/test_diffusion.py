@@ -7,6 +7,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 
 from echodistill_core.diffusion import PREDICTION_TYPES, NoiseSchedule, guided, timesteps_like, trailing_timesteps
 from echodistill_core.errors import InputError
+from echodistill_core.models.conditioning import TextConditioning
 from echodistill_core.models.family import Denoiser
 from echodistill_core.sampling import denoise
 
@@ -169,7 +170,7 @@ def test_sampling_is_diffusers_ddim(models, steps, prediction):
     denoiser, text, noise = models
     scheduler = ddim(steps, prediction)
     expected = by_diffusers(denoiser(prediction).unet, scheduler, noise, text, scheduler.timesteps)
-    actual = denoise(denoiser(prediction), noise, text, steps)
+    actual = denoise(denoiser(prediction), noise, TextConditioning(text), steps)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -186,8 +187,10 @@ def test_one_step_is_diffusers_euler(models, prediction):
     # Euler scales unit noise up by sigma = 14.6147 and down by sqrt(sigma^2 + 1), so that its network sees noise of
     # deviation 0.9977. Given that very noise, the one-step map is the same; given unit noise, it is 0.23 % away.
     assert seen.std().item() / noise.std().item() == pytest.approx(0.99767, abs=1e-5)
-    torch.testing.assert_close(denoise(denoiser(prediction), seen, text, 1), expected, rtol=1e-5, atol=1e-4)
-    actual = denoise(denoiser(prediction), noise, text, 1)
+    torch.testing.assert_close(
+        denoise(denoiser(prediction), seen, TextConditioning(text), 1), expected, rtol=1e-5, atol=1e-4
+    )
+    actual = denoise(denoiser(prediction), noise, TextConditioning(text), 1)
     assert ((actual - expected).norm() / expected.norm()).item() < 0.02
     assert ((actual - expected).norm() / expected.norm()).item() > 1e-4  # the difference is there, and known
 
@@ -199,14 +202,14 @@ def test_from_a_picture_is_diffusers_image_to_image(models, last, of):
     timesteps = scheduler.timesteps[of - last :]
     z = scheduler.add_noise(start, noise, timesteps[:1])
     expected = by_diffusers(denoiser("epsilon").unet, scheduler, z, text, timesteps)
-    actual = denoise(denoiser("epsilon"), noise, text, last, start=start, strength=last / of)
+    actual = denoise(denoiser("epsilon"), noise, TextConditioning(text), last, start=start, strength=last / of)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_strength_without_a_picture_changes_nothing(models):
     denoiser, text, noise = models
-    full = denoise(denoiser("epsilon"), noise, text, 1)
-    assert torch.equal(denoise(denoiser("epsilon"), noise, text, 1, strength=0.5), full)
+    full = denoise(denoiser("epsilon"), noise, TextConditioning(text), 1)
+    assert torch.equal(denoise(denoiser("epsilon"), noise, TextConditioning(text), 1, strength=0.5), full)
 
 
 def test_guided_sampling_is_diffusers_ddim_with_guided_predictions(models):
@@ -217,6 +220,6 @@ def test_guided_sampling_is_diffusers_ddim_with_guided_predictions(models):
         for t in scheduler.timesteps:
             without, conditional = (model.unet(z, t, encoder_hidden_states=y).sample for y in (empty, text))
             z = scheduler.step(without + 7.5 * (conditional - without), t, z).prev_sample
-    actual = denoise(model, noise, text, 2, unconditional=empty, guidance=7.5)
+    actual = denoise(model, noise, TextConditioning(text), 2, unconditional=TextConditioning(empty), guidance=7.5)
     # Guidance multiplies the rounding of both predictions, by 7.5 and by 6.5.
     torch.testing.assert_close(actual, z, rtol=1e-5, atol=1e-4)

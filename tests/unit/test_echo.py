@@ -95,15 +95,15 @@ def started(monkeypatch, run, family, settings):
             source=source,
             step=state.step,
             iterations=iterations,
-            tensors={n: t.clone() for n, t in state.trained_tensors().items()},
-            moments={n: len(o.state) for n, o in state.optimizers.items()},
-            steps={int(m["step"]) for o in state.optimizers.values() for m in o.state.values()},
+            tensors={n: t.clone() for n, t in state.trainables.tensors().items()},
+            moments={n: len(o.state) for n, o in state.trainables.optimizers.items()},
+            steps={int(m["step"]) for o in state.trainables.optimizers.values() for m in o.state.values()},
             exp_avg={
                 f"optimizers/{name}/{i}/exp_avg": m["exp_avg"].clone()
-                for name, o in state.optimizers.items()
+                for name, o in state.trainables.optimizers.items()
                 for i, m in o.state_dict()["state"].items()
             },
-            generators={n: g.get_state() for n, g in state.generators.items()},
+            generators={n: g.get_state() for n, g in state.random.generators.items()},
         )
 
     monkeypatch.setattr(session, "train_stage", keep)
@@ -118,7 +118,7 @@ def test_what_an_echo_carries_on(copy_of, tiny_family, tiny_state, monkeypatch, 
     settings = EchoSettings(iterations=7, pool_size=1, carry_optimizers=optimizers, carry_critics=critics)
     found = started(monkeypatch, copy_of, tiny_family(), settings)
     assert (found["step"], found["iterations"]) == (0, 7)
-    fresh = {n: t for n, t in tiny_state(seed=11).trained_tensors().items() if n.startswith("critics/")}
+    fresh = {n: t for n, t in tiny_state(seed=11).trainables.tensors().items() if n.startswith("critics/")}
     for name, tensor in found["tensors"].items():
         carried = critics or not name.startswith("critics/")
         assert torch.equal(tensor, checkpoint[name] if carried else fresh[name]), name

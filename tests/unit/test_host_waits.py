@@ -12,7 +12,7 @@ from benchmarks.workbench import Workbench
 from echodistill_core.devices import to_device
 from echodistill_core.diffusion import NoiseSchedule
 from echodistill_core.losses import ms_swd
-from echodistill_core.training import state as state_module
+from echodistill_core.training import build
 from echodistill_core.training.steps import iterate
 from echodistill_core.training.trainable import TrainedWeights
 
@@ -53,8 +53,8 @@ def on_meta(monkeypatch):
     monkeypatch.setattr(TrainedWeights, "install", moved)
     monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **options: adamw(*args, **options))
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(state_module, "pick_device", torch.device)
-    monkeypatch.setattr(state_module, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(build, "pick_device", torch.device)
+    monkeypatch.setattr(build, "computes_bf16", lambda device: True)
     monkeypatch.setattr(ms_swd, "sorted_last", lambda x: tuple(x.sort(dim=-1)))
     monkeypatch.setattr(ms_swd, "sorted_values", lambda x: x.sort(dim=-1).values)
     bench = Workbench("tiny", torch.device("cpu"))
@@ -70,10 +70,10 @@ def test_two_iterations_send_without_waiting_and_read_nothing_back(on_meta, opti
         denoiser.schedule.table(META)
     seen = Crossings()
     for state.step in range(2):
-        batch = on_meta.batch(state.settings, state.generators["data"], state.step)
+        batch = on_meta.batch(state.settings, state.random.generators["data"], state.step)
         with seen:
             losses = iterate(state, batch)
-        assert {"teacher", "mse", "student_gradient"} <= set(losses)
+        assert {"recon_teacher", "mse", "grad_norm_student"} <= set(losses)
         assert all(loss.device == META for loss in losses.values())
     assert seen.found == []
 

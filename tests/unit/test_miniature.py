@@ -131,7 +131,7 @@ def test_the_one_step_student_draws_what_prompts_say(family, judges):
             prompts.append(f"photo of a {color} {shape} {words}")
     noise = draw_noise(family, 64, 64, 64, seed=123)
     with torch.no_grad():
-        images = family.decode(denoise(family.student, noise, family.text(prompts), 1)).clamp(-1, 1)
+        images = family.decode(denoise(family.student, noise, family.condition(prompts), 1)).clamp(-1, 1)
     seen = judges.attributes(images)
     right = torch.stack([matches(seen, scenes, name) for name in ("shape", "color", "context")]).all(0)
     expected = embedded.manifest()["quality"]["student"]

@@ -64,11 +64,11 @@ def test_the_prior_is_for_whoever_learns_weights_by_reconstruction(overrides, ro
 
 def test_without_it_there_is_nothing_of_it(train_tiny, tiny_state, tmp_path):
     state = tiny_state(**ONLY_TEACHER)
-    assert set(state.generators) == {"data", "noise"}
+    assert set(state.random.generators) == {"data", "noise"}
     assert state.prior == {}
     run = train_tiny(tmp_path / "run", **ONLY_TEACHER)
     assert not (run.folder / "prior").exists()
-    assert set(run.read_log("distil")[0]) == {"step", "teacher", "teacher_gradient"}
+    assert set(run.read_log("distil")[0]) == {"step", "recon_teacher", "grad_norm_teacher"}
 
 
 # --- the images -----------------------------------------------------------------------------------
@@ -137,8 +137,10 @@ def test_class_images_that_were_changed_stop_the_run(train_tiny, tmp_path):
 
 def first_gradient(state, role):
     """AdamW's first moment after its first step is 0.1 of the gradient that it was given."""
-    moments = state.optimizers[role].state
-    return torch.cat([moments[p]["exp_avg"].flatten() for p in state.weights[role].parameters.values()]) / 0.1
+    moments = state.trainables.optimizers[role].state
+    return (
+        torch.cat([moments[p]["exp_avg"].flatten() for p in state.trainables.weights[role].parameters.values()]) / 0.1
+    )
 
 
 def step(state, role, batch):
@@ -153,7 +155,7 @@ def test_the_loss_on_class_images_is_eq_1_done_by_hand_and_adds_to_the_gradient(
     plain, state = tiny_state(**off), give(tiny_state(**off, prior_weight=0.7), role, images)
 
     # By hand, from the generator's own numbers: one for the choice of set, six of a view, then Eq. 1.
-    generator = state.generators["prior"].clone_state()
+    generator = state.random.generators["prior"].clone_state()
     torch.rand(7, generator=generator)
     unet = getattr(state.family, role).unet
     with torch.no_grad():
@@ -164,23 +166,23 @@ def test_the_loss_on_class_images_is_eq_1_done_by_hand_and_adds_to_the_gradient(
     noise = torch.randn(z.shape, generator=generator)
     t = torch.randint(1000, (1,), generator=generator)
     ddpm = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    text = state.family.text(["photo of a dog"], state.token_embeddings[role]).detach()
+    text = state.family.text(["photo of a dog"], state.trainables.token_embeddings[role]).detach()
     out = unet(ddpm.add_noise(z, noise, t), t, encoder_hidden_states=text).sample
     target = ddpm.get_velocity(z, noise, t) if role == "teacher" else noise
     loss = (out - target).pow(2).mean()
-    parameters = list(state.weights[role].parameters.values())
+    parameters = list(state.trainables.weights[role].parameters.values())
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
     without, losses = (step(s, role, draw_batch(s)) for s in (plain, state))
-    assert set(losses) - set(without) == {f"{role}_prior"}
-    torch.testing.assert_close(losses[f"{role}_prior"], loss.detach(), rtol=1e-5, atol=1e-6)
+    assert set(losses) - set(without) == {f"prior_{role}"}
+    torch.testing.assert_close(losses[f"prior_{role}"], loss.detach(), rtol=1e-5, atol=1e-6)
     added = first_gradient(state, role) - first_gradient(plain, role)
     difference = (added - 0.5 * 0.7 * gradient).norm() / (0.35 * gradient.norm())
     assert difference.item() < 1e-4
     # What else is drawn does not notice.
-    assert torch.equal(losses[role], without[role])
-    for name, other in plain.generators.items():
-        assert torch.equal(state.generators[name].get_state(), other.get_state())
+    assert torch.equal(losses[f"recon_{role}"], without[f"recon_{role}"])
+    for name, other in plain.random.generators.items():
+        assert torch.equal(state.random.generators[name].get_state(), other.get_state())
 
 
 def test_the_token_learns_nothing_from_class_images(tiny_state, draw_batch):
@@ -188,14 +190,16 @@ def test_the_token_learns_nothing_from_class_images(tiny_state, draw_batch):
     for weight in (0.0, 5.0):
         state = give(tiny_state(**ONLY_TEACHER, grad_clip=0.0, prior_weight=weight), "teacher", class_images())
         step(state, "teacher", draw_batch(state))
-        gradients.append(state.optimizers["teacher"].state[state.token_embeddings["teacher"]]["exp_avg"])
+        gradients.append(
+            state.trainables.optimizers["teacher"].state[state.trainables.token_embeddings["teacher"]]["exp_avg"]
+        )
     assert gradients[0].norm() > 0
     torch.testing.assert_close(*gradients)
 
 
 def test_every_class_image_is_seen_once_in_a_pass(tiny_state):
     state = give(tiny_state(prior_weight=1.0), "teacher", class_images(6))
-    seen = torch.cat([state.prior["teacher"].draw(i, state.generators["prior"]).pixels for i in range(6)])
+    seen = torch.cat([state.prior["teacher"].draw(i, state.random.generators["prior"]).pixels for i in range(6)])
     assert len({bytes(x.numpy().tobytes()) for x in seen}) == 6
 
 
@@ -207,7 +211,7 @@ def test_the_echo_goes_on_with_the_same_class_images(train_tiny, tiny_family, tm
     before = tree(run.folder / "prior")
     session.echo(run, tiny_family(), EchoSettings(iterations=1, pool_size=1), silent)
     assert tree(run.folder / "prior") == before
-    assert "student_prior" in run.read_log("echo")[0]
+    assert "prior_student" in run.read_log("echo")[0]
 
 
 def test_a_run_from_before_there_was_the_setting_stays_what_it_was(train_tiny, tmp_path):

@@ -29,7 +29,7 @@ def test_each_stage_runs_the_whole_course_with_every_optimiser(train_tiny, tiny_
     rates, step = [], steps.teacher_step
 
     def spy(state, batch):
-        groups = {name: [g["lr"] for g in o.param_groups] for name, o in state.optimizers.items()}
+        groups = {name: [g["lr"] for g in o.param_groups] for name, o in state.trainables.optimizers.items()}
         rates.append((state.stage, groups))
         return step(state, batch)
 

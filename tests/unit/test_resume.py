@@ -36,9 +36,9 @@ from echodistill_core.settings import EchoSettings, TrainSettings, affecting_res
 from echodistill_core.tensorfile import read_header, read_tensors, write_tensors
 from echodistill_core.training import resume, run, session, steps
 from echodistill_core.training.batches import TrainingImages
+from echodistill_core.training.build import needed_backbones, new_optimizers, new_state
 from echodistill_core.training.checkpoint import load_checkpoint, save_checkpoint
 from echodistill_core.training.events import CheckpointSaved, LossesLogged, PoolProgress, StepDone
-from echodistill_core.training.state import needed_backbones, new_optimizers, new_state
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
 
 CHECKPOINT = "distil/checkpoint.safetensors"
@@ -96,7 +96,7 @@ def difference(a, b):
 
 def drawn_next(state):
     """What each of the state's generators draws next."""
-    return {name: torch.rand(64, generator=g.clone_state()).tolist() for name, g in state.generators.items()}
+    return {name: torch.rand(64, generator=g.clone_state()).tolist() for name, g in state.random.generators.items()}
 
 
 def stop_at(kind, **where):
@@ -224,22 +224,26 @@ def test_another_seed_ends_elsewhere(tmp_path, reference, live):
 FORGETTING = {
     "nothing": lambda state, fresh: None,
     # Which follow from the settings and the step, so that no checkpoint need be believed.
-    "learning rates": lambda state, fresh: state.optimizers["critics"].param_groups[0].update(lr=2e-4),
-    "data generator": lambda state, fresh: state.generators["data"].set_state(fresh["data"]),
-    "noise generator": lambda state, fresh: state.generators["noise"].set_state(fresh["noise"]),
-    "moments of teacher": lambda state, fresh: state.optimizers["teacher"].state.clear(),
-    "moments of student": lambda state, fresh: state.optimizers["student"].state.clear(),
-    "moments of critics": lambda state, fresh: state.optimizers["critics"].state.clear(),
-    "step counts": lambda state, fresh: [m["step"].fill_(1) for m in state.optimizers["student"].state.values()],
-    "weight decay": lambda state, fresh: state.optimizers["critics"].param_groups[0].update(weight_decay=0.5),
-    "one row": lambda state, fresh: state.token_embeddings["teacher"].data[0, :1].add_(1e-3),
+    "learning rates": lambda state, fresh: state.trainables.optimizers["critics"].param_groups[0].update(lr=2e-4),
+    "data generator": lambda state, fresh: state.random.generators["data"].set_state(fresh["data"]),
+    "noise generator": lambda state, fresh: state.random.generators["noise"].set_state(fresh["noise"]),
+    "moments of teacher": lambda state, fresh: state.trainables.optimizers["teacher"].state.clear(),
+    "moments of student": lambda state, fresh: state.trainables.optimizers["student"].state.clear(),
+    "moments of critics": lambda state, fresh: state.trainables.optimizers["critics"].state.clear(),
+    "step counts": lambda state, fresh: [
+        m["step"].fill_(1) for m in state.trainables.optimizers["student"].state.values()
+    ],
+    "weight decay": lambda state, fresh: (
+        state.trainables.optimizers["critics"].param_groups[0].update(weight_decay=0.5)
+    ),
+    "one row": lambda state, fresh: state.trainables.token_embeddings["teacher"].data[0, :1].add_(1e-3),
 }
 
 
 @pytest.mark.parametrize("what", FORGETTING)
 def test_a_resume_that_forgets_anything_ends_elsewhere(folder, reference, monkeypatch, what):
     def forgetful(path, state, fingerprint):
-        fresh = {name: g.get_state() for name, g in state.generators.items()}
+        fresh = {name: g.get_state() for name, g in state.random.generators.items()}
         load_checkpoint(path, state, fingerprint)
         FORGETTING[what](state, fresh)
 
@@ -267,7 +271,7 @@ def advance(state, iterations):
     images = session.square_images(photographs(), 64, settings().crop)
     source = TrainingImages(images, settings(), state.family.latent_factor)
     for _ in range(iterations):
-        batch = source.draw(state.step, state.generators["data"])
+        batch = source.draw(state.step, state.random.generators["data"])
         teacher_step(state, batch)
         _, made = student_step(state, batch)
         critic_step(state, batch, made)
@@ -285,10 +289,10 @@ def test_a_checkpoint_restores_weights_moments_generators_and_learning_rates(tmp
     save_checkpoint(tmp_path / "four", first, "f")
 
     second = state_of(**WRONG)
-    lrs = {name: [g["lr"] for g in o.param_groups] for name, o in second.optimizers.items()}
+    lrs = {name: [g["lr"] for g in o.param_groups] for name, o in second.trainables.optimizers.items()}
     assert lrs == {"teacher": [1e-2, 5e-2], "student": [3e-2], "critics": [7e-2]}
     load_checkpoint(tmp_path / "two", second, "f")
-    lrs = {name: [g["lr"] for g in o.param_groups] for name, o in second.optimizers.items()}
+    lrs = {name: [g["lr"] for g in o.param_groups] for name, o in second.trainables.optimizers.items()}
     assert lrs == {"teacher": [1e-5, 1e-5], "student": [2e-5], "critics": [1e-4]}
     assert second.step == 2
     save_checkpoint(tmp_path / "again", second, "f")
@@ -302,10 +306,10 @@ def test_a_checkpoint_restores_weights_moments_generators_and_learning_rates(tmp
     third = state_of(**WRONG)
     load_checkpoint(tmp_path / "two", third, "f")
     for name, optimizer in new_optimizers(third).items():
-        for group, wrong in zip(third.optimizers[name].param_groups, optimizer.param_groups, strict=True):
+        for group, wrong in zip(third.trainables.optimizers[name].param_groups, optimizer.param_groups, strict=True):
             group["lr"] = wrong["lr"]
     advance(third, 1)
-    expected, found = read_tensors(tmp_path / "four"), third.trained_tensors()
+    expected, found = read_tensors(tmp_path / "four"), third.trainables.tensors()
     assert not any(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
@@ -349,16 +353,16 @@ def damages(data):
 
 def test_a_damaged_checkpoint_is_refused_and_changes_nothing(stopped, tmp_path):
     state, path = state_of(), tmp_path / "checkpoint.safetensors"
-    before = {name: t.clone() for name, t in state.trained_tensors().items()}
+    before = {name: t.clone() for name, t in state.trainables.tensors().items()}
     numbers, fingerprint = drawn_next(state), run.open_run(stopped).fingerprint("distil")
     data = (stopped / CHECKPOINT).read_bytes()
     for damaged in damages(data):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"checkpoint\.safetensors"):
             load_checkpoint(path, state, fingerprint)
-    assert all(torch.equal(t, before[name]) for name, t in state.trained_tensors().items())
+    assert all(torch.equal(t, before[name]) for name, t in state.trainables.tensors().items())
     assert drawn_next(state) == numbers
-    assert not any(optimizer.state for optimizer in state.optimizers.values())
+    assert not any(optimizer.state for optimizer in state.trainables.optimizers.values())
     path.write_bytes(data)
     load_checkpoint(path, state, fingerprint)
     assert state.step == 2

@@ -74,13 +74,13 @@ def relative(a, b):
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_student_equals_diffusers_ddim_over_trailing_timesteps(family, steps):
     noise = draw_noise(family, 2, 64, 64, seed=1)
-    found = denoise(family.student, noise, family.text([PROMPT] * 2), steps)
+    found = denoise(family.student, noise, family.condition([PROMPT] * 2), steps)
     assert relative(found, reference(family, family.student, noise, steps)) < 1e-5
 
 
 def test_teacher_with_guidance_equals_diffusers_over_25_steps(family):
     noise = draw_noise(family, 1, 64, 64, seed=1)
-    text, empty = family.text([PROMPT]), family.text([""])
+    text, empty = family.condition([PROMPT]), family.condition([""])
     found = denoise(family.teacher, noise, text, 25, unconditional=empty, guidance=7.5)
     expected = reference(family, family.teacher, noise, 25, guidance=7.5)
     assert relative(found, expected) < 1e-4
@@ -218,11 +218,11 @@ def test_a_picture_is_noised_to_the_first_timestep_and_denoised_from_there(famil
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = torch.cumprod(1 - betas, 0)
     noise = draw_noise(family, 1, 64, 64, seed=6)
-    start, text = family.encode(source[0]), family.text([PROMPT])
+    start, text = family.encode(source[0]), family.condition([PROMPT])
     z = abar[timesteps[0]].sqrt() * start + (1 - abar[timesteps[0]]).sqrt() * noise
     for i, t in enumerate(timesteps):
         with torch.no_grad():
-            eps = family.student.unet(z.float(), t, encoder_hidden_states=text).sample
+            eps = family.student.unet(z.float(), t, encoder_hidden_states=text.features).sample
         clean = (z - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
         if i + 1 < len(timesteps):
             after = abar[timesteps[i + 1]]

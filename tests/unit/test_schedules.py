@@ -80,7 +80,7 @@ def test_a_zero_snr_student_makes_finite_latents_in_one_and_more_steps(folder):
     configure(folder, rescale_betas_zero_snr=True, prediction_type="v_prediction")
     family = load_family(folder)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    text = family.text(["a dog"])
+    text = family.condition(["a dog"])
     for steps in (1, 4):
         assert denoise(family.student, noise, text, steps).isfinite().all()
     t = torch.tensor([999])

@@ -20,12 +20,12 @@ from echodistill_core.perception.load import load_backbones
 from echodistill_core.sampling import sample
 from echodistill_core.settings import EchoSettings
 from echodistill_core.training import pools, session
+from echodistill_core.training.build import needed_backbones, new_state, token_learns_from
 from echodistill_core.training.events import PoolProgress, StepDone
 from echodistill_core.training.loop import adapters_of
 from echodistill_core.training.pools import TEACHER_POOL_SEED, teacher_pool
 from echodistill_core.training.run import open_run
 from echodistill_core.training.start import read_start, start_files
-from echodistill_core.training.state import needed_backbones, new_state
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
 
 TEACHER_ALONE = {"alignment_weight": 0.0, "adversarial_weight": 0.0, "teacher_lr": 1e-2, "token_lr": 1e-2}
@@ -89,9 +89,9 @@ def test_the_frozen_teacher_is_the_personalised_one_with_the_token_it_learned(
     t, prompts = torch.tensor([10, 900]), ["photo of a <new1> dog", "<new1> dog in snow"]
     before = plain.teacher.unet(z.to(plain.vae.dtype), t, plain.text(["photo", "snow"])).sample
     with torch.no_grad(), personalised(plain, [read_adapter(teacher_file)], role="teacher") as model:
-        expected, text = model.denoiser.predict(z, t, model.text(prompts)), model.text(prompts)
-        assert torch.equal(state.text(prompts, "teacher"), text)
-        assert torch.equal(state.text(prompts, "student"), text)
+        expected, text = model.denoiser.predict(z, t, model.condition(prompts)), model.condition(prompts)
+        assert torch.equal(state.condition(prompts, "teacher").features, text.features)
+        assert torch.equal(state.condition(prompts, "student").features, text.features)
         assert torch.equal(state.family.teacher.predict(z, t, text), expected)
         changed = model.denoiser.unet(z.to(plain.vae.dtype), t, plain.text(["photo", "snow"])).sample
     assert (changed - before).abs().max() > 1e-3  # it did learn something
@@ -99,16 +99,16 @@ def test_the_frozen_teacher_is_the_personalised_one_with_the_token_it_learned(
 
 def test_only_the_student_learns_and_the_token_stays(state_from, draw_batch, snapshot, changed, teacher_file):
     state = state_from({"teacher": teacher_file}, teacher_weight=0.0)
-    assert state.token_learns_from == "teacher"
+    assert token_learns_from(state.settings, state.started) == "teacher"
     before = snapshot(state)
     for step in range(2):
         batch = draw_batch(state, step)
         assert teacher_step(state, batch) == {}
         losses, made = student_step(state, batch)
-        assert {"identity", "mse", "swd", "alignment", "fool_clip"} <= losses.keys()
+        assert {"identity", "mse", "swd", "alignment", "adv_clip"} <= losses.keys()
         critic_step(state, batch, made)
     found = changed(before, snapshot(state))
-    students = {f"student/{n}" for n in state.weights["student"].parameters}
+    students = {f"student/{n}" for n in state.trainables.weights["student"].parameters}
     assert {n for n in found if not n.startswith("critics/")} == students
 
 
@@ -131,15 +131,17 @@ def test_a_teacher_first_run_ends_with_the_students_adapter_and_the_teachers_tok
 
 def test_without_a_teachers_adapter_the_token_is_still_the_students(state_from, taught):
     state = state_from({"student": taught.path("distil", "student.safetensors")}, **TEACHER_FIRST)
-    assert state.token_learns_from == "student"
-    assert any(p is state.token_embeddings["student"] for p in state.learned("student"))
+    assert token_learns_from(state.settings, state.started) == "student"
+    assert any(p is state.trainables.token_embeddings["student"] for p in state.trainables.parameters("student"))
 
 
 def test_a_text_encoder_not_shared_gives_each_role_its_own_beginning(state_from, tiny_family, teacher_file):
     state = state_from({"teacher": teacher_file}, share_text_encoder=False, **TEACHER_FIRST)
-    assert torch.equal(state.token_embeddings["teacher"].data, read_adapter(teacher_file).token_embeddings)
-    assert torch.equal(state.token_embeddings["student"].data, tiny_family().text.noun_embeddings("dog", 1))
-    assert [p is state.token_embeddings["student"] for p in state.learned("student")].count(True) == 1
+    assert torch.equal(state.trainables.token_embeddings["teacher"].data, read_adapter(teacher_file).token_embeddings)
+    assert torch.equal(state.trainables.token_embeddings["student"].data, tiny_family().text.noun_embeddings("dog", 1))
+    assert [p is state.trainables.token_embeddings["student"] for p in state.trainables.parameters("student")].count(
+        True
+    ) == 1
 
 
 # --- going on -------------------------------------------------------------------------------------
@@ -165,8 +167,8 @@ def test_what_was_learned_is_where_learning_goes_on(train_tiny, state_from, tmp_
         for name, delta in theirs.items():
             torch.testing.assert_close(ours[name], delta, rtol=0, atol=1e-6)
         assert max(d.abs().max().item() for d in theirs.values()) > 1e-4
-    assert state.token_embeddings["student"] is state.token_embeddings["teacher"]
-    assert any(p is state.token_embeddings["teacher"] for p in state.learned("teacher"))
+    assert state.trainables.token_embeddings["student"] is state.trainables.token_embeddings["teacher"]
+    assert any(p is state.trainables.token_embeddings["teacher"] for p in state.trainables.parameters("teacher"))
 
 
 # --- identity, resuming, the echo -----------------------------------------------------------------

@@ -12,10 +12,11 @@ from diffusers import DDPMScheduler
 from echodistill_core.losses.ms_swd import ms_swd_along
 from echodistill_core.models.architectures import TINY
 from echodistill_core.perception.backbones import Backbone
-from echodistill_core.training import one_step
-from echodistill_core.training.one_step import look
-from echodistill_core.training.state import TrainState, needed_backbones
-from echodistill_core.training.steps import critic_step, iterate, student_step, teacher_step
+from echodistill_core.training import steps
+from echodistill_core.training.build import needed_backbones
+from echodistill_core.training.schedule import schedule_of
+from echodistill_core.training.state import TrainState
+from echodistill_core.training.steps import critic_step, extract_features, iterate, student_step, teacher_step
 
 ALL_TERMS = {
     "teacher_weight": 0.0,
@@ -32,10 +33,10 @@ STUDENT_TERMS = {
     "identity": {"identity_weight": 1.0},
     "mse": {"mse_weight": 1.0},
     "swd": {"swd_weight": 0.1},
-    "fool_dino": {"dino_weight": 1.0},
-    "fool_dinov2": {"dinov2_weight": 1.0},
-    "fool_clip": {"clip_weight": 1.0},
-    "student": {"student_reconstruction_weight": 1.0},
+    "adv_dino": {"dino_weight": 1.0},
+    "adv_dinov2": {"dinov2_weight": 1.0},
+    "adv_clip": {"clip_weight": 1.0},
+    "recon_student": {"student_reconstruction_weight": 1.0},
 }
 
 
@@ -83,8 +84,8 @@ def looks_at(monkeypatch, seen):
 
 def first_gradients(state, name):
     """The gradients that an optimiser's first step was given: AdamW's first moment after it is 0.1 of them."""
-    moments = state.optimizers[name].state
-    return torch.cat([moments[p]["exp_avg"].flatten() for p in state.learned(name)]) / 0.1
+    moments = state.trainables.optimizers[name].state
+    return torch.cat([moments[p]["exp_avg"].flatten() for p in state.trainables.parameters(name)]) / 0.1
 
 
 # --- which tensors a step changes -----------------------------------------------------------------
@@ -94,7 +95,7 @@ def test_tiny_family_has_keys_and_values_to_train(tiny_state):
     state = tiny_state()
     for role in ("teacher", "student"):
         assert len(keys_and_values(state, role)) == 2 * 7
-        assert {f"{role}/{n}" for n in state.weights[role].parameters} == keys_and_values(state, role)
+        assert {f"{role}/{n}" for n in state.trainables.weights[role].parameters} == keys_and_values(state, role)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -114,7 +115,7 @@ def test_each_step_changes_its_own_tensors_and_no_bit_of_another(tiny_state, dra
         assert changed(before, after_teacher) == keys_and_values(state, "teacher") | own_row
         own_row = set() if shared else {"rows/student"}
         assert changed(after_teacher, after_student) == keys_and_values(state, "student") | own_row
-        heads = {f"critics/{n}" for n in state.critics.state_dict()}
+        heads = {f"critics/{n}" for n in state.trainables.critics.state_dict()}
         assert changed(after_student, after_critics) == heads
         assert len(heads) == 3 * 4
 
@@ -127,22 +128,24 @@ def test_each_term_alone_reaches_every_student_key_and_value_only(tiny_state, dr
     losses, _ = student_step(state, batch)
     assert term in losses
     assert changed(before, snapshot(state)) == keys_and_values(state, "student")
-    assert all(p.grad is None for p in state.learned("student"))
+    assert all(p.grad is None for p in state.trainables.parameters("student"))
     family = state.family
     for module in (family.student.unet, family.teacher.unet, family.text, family.vae, *state.backbones.values()):
         assert all(p.grad is None for p in module.parameters())
-    assert all(p.grad is None for p in [*state.token_embeddings.values(), *state.critics.parameters()])
+    assert all(
+        p.grad is None for p in [*state.trainables.token_embeddings.values(), *state.trainables.critics.parameters()]
+    )
 
 
 @pytest.mark.parametrize("term", sorted(set(STUDENT_TERMS) - {"student"}))
 def test_each_terms_own_gradient_is_finite_at_every_student_key_and_value(tiny_state, draw_batch, term):
     state = tiny_state(**only(teacher_weight=1.0, **STUDENT_TERMS[term]))
     student_step(state, draw_batch(state))
-    moments = state.optimizers["student"].state
+    moments = state.trainables.optimizers["student"].state
     assert len(moments) == 2 * 7
     assert all(m["exp_avg"].norm() > 0 and torch.isfinite(m["exp_avg"]).all() for m in moments.values())
-    assert not state.optimizers["teacher"].state
-    assert not state.optimizers["critics"].state
+    assert not state.trainables.optimizers["teacher"].state
+    assert not state.trainables.optimizers["critics"].state
 
 
 @pytest.mark.parametrize("role", ["dino", "dinov2", "clip"])
@@ -152,7 +155,7 @@ def test_each_critic_alone_trains_only_its_head(tiny_state, draw_batch, snapshot
     _, made = student_step(state, batch)
     before = snapshot(state)
     losses = critic_step(state, batch, made)
-    assert set(losses) == {f"critic_{role}", "critic_gradient"}
+    assert set(losses) == {f"critic_{role}", "grad_norm_critics"}
     names = {f"critics/{role}.{layer}.{leaf}" for layer in ("hidden", "output") for leaf in ("weight", "bias")}
     assert changed(before, snapshot(state)) == names
 
@@ -163,7 +166,7 @@ def test_critics_compare_photographs_with_what_the_student_made(tiny_state, draw
     _, made = student_step(state, batch)
     expected = {}
     with torch.no_grad():
-        for role, head in state.critics.items():
+        for role, head in state.trainables.critics.items():
             backbone = state.backbones[role]
             real, fake = head(backbone(batch.real, False)), head(backbone(made.pixels, False))
             p_real, p_fake = real.softmax(1)[:, 1], fake.softmax(1)[:, 1]
@@ -198,14 +201,14 @@ def test_student_changes_the_token_only_where_no_teacher_owns_it(
 def test_student_reads_the_token_that_the_teacher_has_just_learned(tiny_state, draw_batch, monkeypatch):
     state = tiny_state(token_lr=1e-2)
     batch = draw_batch(state)
-    before = state.text(batch.student_prompts, "student").detach().clone()
+    before = state.condition(batch.student_prompts, "student").features.detach().clone()
     teacher_step(state, batch)
     with watched(monkeypatch, state.family.student) as calls:
         student_step(state, batch)
     assert len(calls) == 1
-    assert not calls[0].text.requires_grad
-    assert not torch.equal(calls[0].text, before)
-    assert torch.equal(calls[0].text, state.text(batch.student_prompts, "teacher"))
+    assert not calls[0].text.features.requires_grad
+    assert not torch.equal(calls[0].text.features, before)
+    assert torch.equal(calls[0].text.features, state.condition(batch.student_prompts, "teacher").features)
 
 
 def test_vocabulary_is_not_touched(tiny_state, draw_batch, snapshot, changed):
@@ -214,7 +217,7 @@ def test_vocabulary_is_not_touched(tiny_state, draw_batch, snapshot, changed):
     for step in range(2):
         iterate(state, draw_batch(state, step))
     names = changed(before, snapshot(state))
-    assert state.token_embeddings["teacher"].shape == (3, TINY.text_width)
+    assert state.trainables.token_embeddings["teacher"].shape == (3, TINY.text_width)
     assert "rows/teacher" in names
     assert not [n for n in names if n.startswith(("text/", "vae/"))]
 
@@ -241,26 +244,30 @@ def test_teachers_loss_ignores_the_photograph_outside_the_mask(tiny_state, draw_
     mask = torch.zeros(2, 1, 8, 8)
     mask[0, :, 2:5, 1:7], mask[1, :, :, 4:] = 1, 1
     batch = replace(batch, mask=mask)
-    factor = state.weights["teacher"].parameters["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
+    factor = state.trainables.weights["teacher"].parameters[
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    ]
 
     def pointwise(self, zt, t, text):
-        return zt * factor.sum() + text.square().mean()
+        return zt * factor.sum() + text.features.square().mean()
 
     monkeypatch.setattr(type(state.family.teacher), "predict", pointwise)
-    monkeypatch.setattr(state.optimizers["teacher"], "step", lambda: None)
-    generators = {n: g.get_state() for n, g in state.generators.items()}
+    monkeypatch.setattr(state.trainables.optimizers["teacher"], "step", lambda: None)
+    generators = {n: g.get_state() for n, g in state.random.generators.items()}
 
     def loss_and_gradients(latents):
-        for name, generator in state.generators.items():
+        for name, generator in state.random.generators.items():
             generator.set_state(generators[name])
         monkeypatch.setattr(state.family, "scaled", lambda posterior, noise: latents)
         gradients = {}
         monkeypatch.setattr(
-            state.optimizers["teacher"],
+            state.trainables.optimizers["teacher"],
             "step",
-            lambda: gradients.update(k=factor.grad.clone(), row=state.token_embeddings["teacher"].grad.clone()),
+            lambda: gradients.update(
+                k=factor.grad.clone(), row=state.trainables.token_embeddings["teacher"].grad.clone()
+            ),
         )
-        return teacher_step(state, batch)["teacher"], gradients
+        return teacher_step(state, batch)["recon_teacher"], gradients
 
     loss, gradients = loss_and_gradients(z)
     outside, inside = z + 100 * (1 - mask), z + 0.1 * mask
@@ -281,10 +288,10 @@ def test_teacher_learns_with_the_captions_of_its_views_and_timesteps_of_the_whol
     for step in range(12):
         batch = draw_batch(state, step)
         with torch.no_grad():
-            text = state.text(batch.prompts, "teacher")
+            text = state.condition(batch.prompts, "teacher")
         with watched(monkeypatch, state.family.teacher) as calls:
             teacher_step(state, batch)
-        assert torch.equal(calls[0].text, text)
+        assert torch.equal(calls[0].text.features, text.features)
         timesteps += calls[0].t.tolist()
     assert len(timesteps) == 48
     assert min(timesteps) < 150  # each bound is missed by 48 uniform draws with a chance of 0.0004
@@ -318,11 +325,13 @@ def test_alignment_asks_the_teacher_as_the_method_says(tiny_state, draw_batch, m
     assert torch.equal(asked.t[3:], t)
     assert len(set(t.tolist())) == 3
     with torch.no_grad():
-        text = torch.cat([family.text([""]).expand(3, -1, -1), state.text(batch.student_prompts, "teacher")])
-    assert torch.equal(asked.text, text)
+        text = torch.cat(
+            [family.text([""]).expand(3, -1, -1), state.condition(batch.student_prompts, "teacher").features]
+        )
+    assert torch.equal(asked.text.features, text)
     # Detached altogether.
     assert not asked.graded
-    assert not any(x.requires_grad for x in (asked.zt, asked.text, asked.out))
+    assert not any(x.requires_grad for x in (asked.zt, asked.text.features, asked.out))
     # Guidance 7.5, clean latents from the velocity, and c(t) = abar_t for each sample on its own.
     without, conditional = asked.out.chunk(2)
     v, signal = without + 7.5 * (conditional - without), abar[t].reshape(3, 1, 1, 1)
@@ -338,13 +347,13 @@ def test_alignment_is_the_weighted_sum_of_its_terms_for_each_sample(tiny_state, 
     state = tiny_state(batch_size=3, **{**only(teacher_weight=1.0), **weights})
     batch, terms = draw_batch(state), {}
     for name in ("identity_loss", "latent_mse", "ms_swd_along"):
-        original = getattr(one_step, name)
+        original = getattr(steps, name)
 
         def keep(*args, original=original, name=name, **kwargs):
             terms[name] = original(*args, **kwargs)
             return terms[name]
 
-        monkeypatch.setattr(one_step, name, keep)
+        monkeypatch.setattr(steps, name, keep)
     with watched(monkeypatch, state.family.teacher) as calls:
         losses, _ = student_step(state, batch)
     c = DDPMScheduler(**TINY.scheduler).alphas_cumprod[calls[0].t[:3]]
@@ -380,7 +389,7 @@ def test_gradients_of_the_terms_add_up_with_their_weights(tiny_state, draw_batch
 
     def gradient(**overrides):
         state = tiny_state(grad_clip=0.0, **only(teacher_weight=1.0, **overrides))
-        for role, head in state.critics.items():
+        for role, head in state.trainables.critics.items():
             # A head's first weights depend on which others there are; here all have those of the first state.
             head.load_state_dict(heads.setdefault(role, head.state_dict()))
         student_step(state, draw_batch(state))
@@ -413,7 +422,7 @@ def test_clipping_limits_the_norm_that_is_reported_before_it(tiny_state, draw_ba
     for limit in (0.0, 1e-3):
         state = tiny_state(**{setting: limit})
         losses = iterate(state, draw_batch(state))
-        logged = losses["critic_gradient" if name == "critics" else f"{name}_gradient"].item()
+        logged = losses[f"grad_norm_{name}"].item()
         norms[limit] = (first_gradients(state, name).norm().item(), logged)
     free, reported = norms[0.0]
     assert free == pytest.approx(reported, rel=1e-4)
@@ -442,7 +451,7 @@ def test_backbones_see_images_normalised_as_the_setting_says(tiny_state, role, n
         prepared = normalize((prepared + 1) / 2, mean, std)
     backbone = state.backbones[role]
     with torch.no_grad():
-        actual = look(state, role, x)
+        actual = extract_features(state, role, x)
         if role == "clip":
             expected = backbone.projector(backbone.encoder(prepared).image_embeds).flatten(1)
         else:
@@ -461,7 +470,7 @@ def test_swd_gets_the_range_that_the_setting_says(tiny_state, draw_batch, monkey
         seen.extend([a, b])
         return ms_swd_along(a, b, *args, **kwargs)
 
-    monkeypatch.setattr(one_step, "ms_swd_along", keep)
+    monkeypatch.setattr(steps, "ms_swd_along", keep)
     decoded = []
     decode = state.family.decode
     monkeypatch.setattr(state.family, "decode", lambda z: decoded.append(decode(z)) or decoded[-1])
@@ -481,18 +490,27 @@ def test_presets_reach_the_steps(tiny_state, draw_batch, preset):
     draw_batch(other)
     a, b = iterate(paper, batch), iterate(other, batch)
     same = {n for n in a if torch.equal(a[n], b[n])}
-    unaffected = {"teacher", "teacher_gradient", "mse", "swd"}
+    unaffected = {"recon_teacher", "grad_norm_teacher", "mse", "swd"}
     assert same == (unaffected if preset == "tuned" else set(a))
 
 
 # --- what is switched off costs nothing -----------------------------------------------------------
 
 FULL = {
-    *("teacher", "teacher_gradient", "identity", "mse", "swd", "alignment", "student_gradient", "critic_gradient"),
-    *(f"{what}_{role}" for what in ("fool", "critic") for role in ("dino", "dinov2", "clip")),
+    *(
+        "recon_teacher",
+        "grad_norm_teacher",
+        "identity",
+        "mse",
+        "swd",
+        "alignment",
+        "grad_norm_student",
+        "grad_norm_critics",
+    ),
+    *(f"{what}_{role}" for what in ("adv", "critic") for role in ("dino", "dinov2", "clip")),
 }
 ALIGNMENT = {"identity", "mse", "swd", "alignment"}
-ADVERSARIAL = {n for n in FULL if n.startswith(("fool_", "critic_"))}
+ADVERSARIAL = {n for n in FULL if n.startswith(("adv_", "critic_", "grad_norm_critics"))}
 CRITICS = {"dino", "dinov2", "clip"}
 
 
@@ -500,10 +518,10 @@ CRITICS = {"dino", "dinov2", "clip"}
     ("off", "names_gone", "backbones", "teacher_calls", "student_decodes"),
     [
         ((), set(), CRITICS, 2, 2),
-        (("teacher_weight",), {"teacher", "teacher_gradient"}, CRITICS, 1, 2),
+        (("teacher_weight",), {"recon_teacher", "grad_norm_teacher"}, CRITICS, 1, 2),
         (("alignment_weight",), ALIGNMENT, CRITICS, 1, 1),
         (("identity_weight", "mse_weight", "swd_weight"), ALIGNMENT, CRITICS, 1, 1),
-        (("teacher_weight", "alignment_weight"), ALIGNMENT | {"teacher", "teacher_gradient"}, CRITICS, 0, 1),
+        (("teacher_weight", "alignment_weight"), ALIGNMENT | {"recon_teacher", "grad_norm_teacher"}, CRITICS, 0, 1),
         (("adversarial_weight",), ADVERSARIAL, {"clip"}, 2, 2),
         (("adversarial_weight", "identity_weight"), ADVERSARIAL | {"identity"}, set(), 2, 2),
         (("identity_weight",), {"identity"}, CRITICS, 2, 2),
@@ -511,13 +529,13 @@ CRITICS = {"dino", "dinov2", "clip"}
         (("swd_weight",), {"swd"}, CRITICS, 2, 2),
         (("identity_weight", "swd_weight"), {"identity", "swd"}, CRITICS, 2, 1),
         (("identity_weight", "swd_weight", "adversarial_weight"), ADVERSARIAL | {"identity", "swd"}, set(), 2, 0),
-        (("dino_weight",), {"fool_dino", "critic_dino"}, {"dinov2", "clip"}, 2, 2),
-        (("dinov2_weight",), {"fool_dinov2", "critic_dinov2"}, {"dino", "clip"}, 2, 2),
-        (("clip_weight",), {"fool_clip", "critic_clip"}, CRITICS, 2, 2),
-        (("clip_weight", "identity_weight"), {"fool_clip", "critic_clip", "identity"}, {"dino", "dinov2"}, 2, 2),
+        (("dino_weight",), {"adv_dino", "critic_dino"}, {"dinov2", "clip"}, 2, 2),
+        (("dinov2_weight",), {"adv_dinov2", "critic_dinov2"}, {"dino", "clip"}, 2, 2),
+        (("clip_weight",), {"adv_clip", "critic_clip"}, CRITICS, 2, 2),
+        (("clip_weight", "identity_weight"), {"adv_clip", "critic_clip", "identity"}, {"dino", "dinov2"}, 2, 2),
         (
             ("alignment_weight", "adversarial_weight"),
-            ALIGNMENT | ADVERSARIAL | {"student_gradient"},
+            ALIGNMENT | ADVERSARIAL | {"grad_norm_student"},
             set(),
             1,
             0,
@@ -587,7 +605,7 @@ def test_between_comparisons_of_images_only_latents_are_compared(
     """A comparison in every third iteration, and critics in every second of these: the rest is as without the terms."""
     seeing = {"identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
     blind, state = tiny_state(**seeing), tiny_state(image_every=3, critic_every=2)
-    assert state.settings.period == 6
+    assert schedule_of(state.settings).period == 6
     decode, decoded, seen = state.family.decode, [], []
     monkeypatch.setattr(state.family, "decode", lambda z: decoded.append(z) or decode(z))
     looks_at(monkeypatch, seen)
@@ -619,7 +637,7 @@ def test_where_nothing_compares_latents_the_student_rests_between_comparisons(
     state = tiny_state(image_every=2, mse_weight=0.0)
     state.step = 1
     before = snapshot(state)
-    assert set(iterate(state, draw_batch(state))) == {"teacher", "teacher_gradient"}
+    assert set(iterate(state, draw_batch(state))) == {"recon_teacher", "grad_norm_teacher"}
     assert not any(name.startswith(("student/", "critics/")) for name in changed(before, snapshot(state)))
 
 
@@ -650,8 +668,8 @@ def test_the_small_dinov2_takes_the_larger_ones_place(tiny_state, draw_batch):
     assert set(losses) == FULL
     large = tiny_state()
     others = iterate(large, draw_batch(large))
-    assert losses["fool_dinov2"].item() != others["fool_dinov2"].item()
-    assert losses["fool_dino"].item() == others["fool_dino"].item()
+    assert losses["adv_dinov2"].item() != others["adv_dinov2"].item()
+    assert losses["adv_dino"].item() == others["adv_dino"].item()
 
 
 def test_a_teacher_that_predicts_noise_works_as_well(tiny_family, tiny_state, draw_batch, monkeypatch):
@@ -666,7 +684,7 @@ def test_a_teacher_that_predicts_noise_works_as_well(tiny_family, tiny_state, dr
         losses = teacher_step(state, batch)
         student_losses, made = student_step(state, batch)
     learning, asked = calls
-    torch.testing.assert_close(losses["teacher"], (learning.out - noises[0]).square().mean().detach())
+    torch.testing.assert_close(losses["recon_teacher"], (learning.out - noises[0]).square().mean().detach())
     abar = DDPMScheduler(**TINY.scheduler).alphas_cumprod[asked.t[:2]].reshape(2, 1, 1, 1)
     without, conditional = asked.out.chunk(2)
     eps = without + 7.5 * (conditional - without)

@@ -113,8 +113,8 @@ def _sample(family: Family, denoiser: Denoiser, prompts: list[str], steps: int, 
         part = prompts[start : start + 64]
         size = family.architecture.resolution
         noise = draw_noise(family, len(part), size, size, SEED * 1000 + start).to(family.device)
-        text = family.text(part)
-        unconditional = family.text([""]).expand_as(text) if guidance != 1 else None
+        text = family.condition(part)
+        unconditional = family.condition([""]).expand(len(text)) if guidance != 1 else None
         latents = denoise(denoiser, noise, text, steps, unconditional=unconditional, guidance=guidance)
         images.append(family.decode(latents).clamp(-1, 1).cpu())
     return torch.cat(images)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from echodistill_core.losses.alignment import alignment_weight, identity_loss, latent_mse, masked_mse
+from echodistill_core.losses.objectives import alignment_weight, identity_loss, latent_mse, masked_mse
 
 
 def normal(*shape, seed=0):
