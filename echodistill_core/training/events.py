@@ -73,11 +73,8 @@ def _current_name(name: str) -> str:
         return f"recon_{name}"
     if name == "critic_gradient":
         return "grad_norm_critics"
-    for pattern, replacement in (
-        (r"fool_(\w+)", r"adv_\1"),
-        (r"(\w+)_gradient", r"grad_norm_\1"),
-        (r"(\w+)_prior", r"prior_\1"),
-    ):
+    renamed = ((r"fool_(\w+)", r"adv_\1"), (r"(\w+)_gradient", r"grad_norm_\1"), (r"(\w+)_prior", r"prior_\1"))
+    for pattern, replacement in renamed:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)
     return name

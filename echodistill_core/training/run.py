@@ -187,7 +187,7 @@ class Run:
         append_line(self.path(stage, "log.jsonl"), "\n".join(json.dumps(row) for row in rows))
 
     def read_log(self, stage: str) -> list[dict[str, float]]:
-        """The logged losses, one row an iteration, under today's names. Lines that a crash left incomplete are skipped."""
+        """The logged losses, one row an iteration, under today's names. Incomplete lines are skipped."""
         path = self.path(stage, "log.jsonl")
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         whole, _, _ = text.rpartition("\n")
