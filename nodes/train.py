@@ -18,11 +18,11 @@ from ..echodistill_core.training import session
 from ..echodistill_core.training.identity import fingerprint_of, inputs_identity
 from ..echodistill_core.training.run import Run, open_run
 from .bridge import roles, training
-from .bridge.backbone_files import run_folder
 from .bridge.fit import identity_of
 from .bridge.kinds import architecture_of, sources_of
 from .bridge.memory import default_precision
 from .bridge.node_text import note, say, shown_on_node
+from .bridge.paths import run_folder
 from .bridge.progress import NodeProgress, several
 from .bridge.sockets import AdapterSocket, Concept, ConceptSocket, Models, RunSocket, TrainedRun
 from .bridge.widgets import advanced, advanced_widgets, chosen, schema, widget

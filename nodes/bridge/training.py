@@ -16,11 +16,11 @@ from ...echodistill_core.perception.load import BackboneFiles
 from ...echodistill_core.settings import TrainSettings
 from ...echodistill_core.training.run import Run
 from ...echodistill_core.training.state import needed_backbones
-from .backbone_files import RUNS
 from .backbones import find_backbones
 from .family import build_family
 from .memory import free_memory_for, least_bytes
 from .node_text import note, say
+from .paths import RUNS
 from .pictures import image_of_files
 from .progress import figures
 from .sockets import AdapterFiles, Models

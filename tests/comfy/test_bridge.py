@@ -245,7 +245,7 @@ def test_memory_that_may_run_out_is_told_with_the_mode_that_takes_less(bridge, m
 
 
 def test_the_least_of_memory_is_weights_and_optimisers(bridge, tmp_path):
-    memory, load = bridge("memory"), __import__("pack.echodistill_core.perception.load", fromlist=["Place"])
+    memory, load = bridge("memory"), __import__("pack.echodistill_core.perception.load", fromlist=["BackboneFiles"])
     (tmp_path / "a.safetensors").write_bytes(b"1234" * 10)
     place = load.BackboneFiles(tmp_path / "a.safetensors")
     model = SimpleNamespace(model=torch.nn.Linear(9, 10))  # 100 numbers in float32
