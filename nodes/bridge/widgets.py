@@ -65,7 +65,7 @@ def advanced(given: io.Input) -> io.Input:
 def _advanced(cls: type, name: str) -> io.Input:
     field = _fields(cls)[name]
     kind = _kinds(cls)[name]
-    default = ("on" if field.default else "off") if kind is bool else field.default
+    default: Any = ("on" if field.default else "off") if kind is bool else field.default
     if kind is bool or field.metadata["choices"]:
         options = [AUTO, *(field.metadata["choices"] or ("on", "off"))]
         tooltip = f"{_reason(field)} auto: what suits preset and models ({default} in the paper)."
@@ -76,7 +76,7 @@ def _advanced(cls: type, name: str) -> io.Input:
         high = int(high or LARGEST)
         return advanced(io.Int.Input(name, default=UNSET, min=UNSET, max=high, tooltip=tooltip))
     # Learning rates are millionths, weights hundredths.
-    step = 1e-6 if 0 < field.default < 0.01 else 0.01
+    step = 1e-6 if 0 < default < 0.01 else 0.01
     return advanced(
         io.Float.Input(name, default=UNSET, min=UNSET, max=high or 1000.0, step=step, round=False, tooltip=tooltip)
     )
