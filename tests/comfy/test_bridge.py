@@ -180,14 +180,14 @@ def test_a_wrong_file_by_the_right_name_does_not_hide_the_right_one(bridge, plac
     place = bridge("backbones").BackboneFiles
     wrong = put(published("dinov2-small"), places["echodistill"], "dino.safetensors")
     put(by_timm("vit_base_patch16_224.dino"), places["clip_vision"], "dino-vits16.safetensors")
-    message = bridge("backbones").look_for(["dino"])[1]
+    message = bridge("backbones").search_backbones(["dino"])[1]
     assert f"{wrong} is transformers' DINO v2 ViT-S/14 at 518 pixels, expected DINO v1 ViT-S/16" in message
     assert "dino-vits16.safetensors is timm's or Meta's ViT-B/16 at 224 pixels, expected DINO v1" in message
     right = put(by_timm("vit_small_patch16_224.dino"), places["clip_vision"], "zoo", "model.safetensors")
-    assert bridge("backbones").look_for(["dino"]) == ({"dino": place(right)}, "")
+    assert bridge("backbones").search_backbones(["dino"]) == ({"dino": place(right)}, "")
     right.unlink()
     monkeypatch.setattr(bridge("backbones"), "cached_folder", lambda name: places["ipadapter"])
-    assert bridge("backbones").look_for(["dino"]) == ({"dino": place(places["ipadapter"])}, "")
+    assert bridge("backbones").search_backbones(["dino"]) == ({"dino": place(places["ipadapter"])}, "")
 
 
 def test_all_backbones_that_are_missing_are_named_at_once(bridge, places):
@@ -267,9 +267,9 @@ def test_out_of_memory_is_passed_on_with_a_word_on_the_node(bridge, monkeypatch)
     training = bridge("training")
     said = []
     monkeypatch.setattr(training, "least_bytes", lambda *arguments: 0)
-    monkeypatch.setattr(training, "_learning", lambda *arguments: 0)
+    monkeypatch.setattr(training, "_trainable", lambda *arguments: 0)
     monkeypatch.setattr(training, "build_family", lambda models: (None, []))
-    monkeypatch.setattr(training, "say", lambda node, text: said.append(text))
+    monkeypatch.setattr(training, "set_status", lambda node, text: said.append(text))
     models = SimpleNamespace(
         student=None, teacher=None, clip=SimpleNamespace(patcher=None), vae=SimpleNamespace(patcher=None)
     )
@@ -313,7 +313,7 @@ def test_cancel_is_noticed_at_the_first_event_after_it(bridge, monkeypatch):
     progress = bridge("progress")
     events = __import__("pack.echodistill_core.training.events", fromlist=["StepDone"])
     said, is_cancelled = [], []
-    monkeypatch.setattr(progress, "say", lambda node, text, **_: said.append(text))
+    monkeypatch.setattr(progress, "set_status", lambda node, text, **_: said.append(text))
     monkeypatch.setattr(progress.ProgressBar, "update_absolute", lambda *arguments: None)
 
     def check():
