@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.templates import WORKFLOWS
-from tools.workflows import FOLDER
+from tools.workflows import FOLDER, WORKFLOWS
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
