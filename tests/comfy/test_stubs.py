@@ -11,7 +11,7 @@ import pytest
 
 TYPINGS = Path(__file__).parents[2] / "typings"
 STUBS = sorted(TYPINGS.rglob("*.pyi"))
-# The conftest puts a stand-in for this module into the process; older versions lack this argument.
+# conftest.py replaces the server module; older ComfyUI versions lack search_aliases.
 REPLACED, NEWER = {"server"}, {"search_aliases"}
 
 
@@ -33,9 +33,9 @@ def stubbed(body: list[ast.stmt], prefix: str = "") -> list[tuple[str, set[str]]
 def test_every_stubbed_name_and_parameter_exists(bridge, path):
     name = ".".join(path.relative_to(TYPINGS).with_suffix("").parts).removesuffix(".__init__")
     if name in REPLACED:
-        pytest.skip("the process has a stand-in for this module")
+        pytest.skip("conftest.py replaces this module")
     parent, _, last = name.rpartition(".")
-    # comfy_api.latest.io and .ui are modules under other names.
+    # comfy_api.latest.io and .ui are attributes, not importable modules.
     module = getattr(importlib.import_module(parent), last, None) if parent else None
     module = module or importlib.import_module(name)
     for qualified, parameters in stubbed(ast.parse(path.read_text()).body):

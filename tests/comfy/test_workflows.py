@@ -1,4 +1,4 @@
-"""Every committed workflow, as the front end would queue it, with the miniature in place of checkpoints."""
+"""Every committed workflow, queued as the front end does, with the miniature instead of checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORT = {"iterations": 2, "preview_every": 1}
 def adapter(server, info):
     """The name of a saved adapter, for the workflow that chooses one from the list."""
     graph = graphs.training(info, **SHORT)
-    graph["save"] = graphs.node("SaveEchoAdapter", from_training=["train", 1], filename_prefix="flow", role="student")
+    graph["save"] = graphs.save_adapter("flow")
     outcome = server.run(graph)
     assert not outcome.error
     return outcome.outputs["save"]["text"][0]
@@ -33,7 +33,7 @@ MUG = ("LoadReferenceImages", {"class_noun": "mug"})
 TRAIN = ("EchoDistillTrain", TOY)
 SAMPLE = ("OneStepSample", {"prompt": BEACH, **SIDE})
 SCORE = ("ScoreEcho", {"prompt": BEACH, "protocol": "miniature"})
-# The widgets that are not at their default, node by node.
+# The widgets with other values than their defaults, in the order of the nodes.
 CHANGED = {
     "1 Learn a toy without downloads": [MUG, TRAIN, ("SaveEchoAdapter", {"filename_prefix": "toy"}), SAMPLE],
     "2 Your photographs with SD-Turbo": [
@@ -70,7 +70,7 @@ CHANGED = {
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_widgets_of_a_workflow_have_their_defaults_except_for_the_listed_ones(info, name):
-    """Widgets are stored by position: a widget in a new place would turn iterations into a batch size."""
+    """Values are stored by position: with moved widgets, iterations would be read as batch size."""
     changed = []
     for node in committed(name)["nodes"]:
         if node["type"] != "MarkdownNote":
@@ -113,7 +113,7 @@ def test_refit_changes_nothing_while_the_widgets_are_the_same(info, name):
 
 
 def test_refit_moves_values_to_the_new_positions_of_their_widgets():
-    """One widget goes, one comes; the seed takes its control along."""
+    """One widget is removed, one is added, and the seed keeps its control value."""
     node = {"type": "N", "inputs": [{"name": "model", "link": 1}], "widgets_values": [9, 5, "fixed", "b"]}
     before = {"N": {"inputs": {"model": {}, "gone": {}, "seed": {}, "mode": {}}}}
     inputs = {
