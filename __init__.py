@@ -1,4 +1,4 @@
-"""The ComfyUI entry point. It imports the nodes only when ComfyUI asks for them, so other tools can import the package."""
+"""The ComfyUI entry point. It imports the nodes only when ComfyUI asks for them, so other tools can import the pack."""
 
 from __future__ import annotations
 
