@@ -1,4 +1,4 @@
-"""ComfyUI's door to EchoDistill. Imports wait until ComfyUI asks for the nodes, so that other tools can pass by."""
+"""The ComfyUI entry point. It imports the nodes only when ComfyUI asks for them, so other tools can import the pack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint() -> Any:
-    """What ComfyUI calls to learn the pack's nodes."""
+    """Return the extension that lists the pack's nodes; ComfyUI calls it."""
     from .nodes.extension import EchoDistillExtension
 
     return EchoDistillExtension()

@@ -1,1 +1,1 @@
-"""ComfyUI's floor: sockets, widgets, progress, previews, interruption, model management. No mathematics."""
+"""The ComfyUI nodes: sockets, widgets, progress, previews, interruption, model management. No mathematics."""

@@ -1,4 +1,4 @@
-"""The pack as ComfyUI sees it: its nodes, and the folder of its models."""
+"""Registers the pack's nodes and its models folder with ComfyUI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .save_adapter import EchoAdapterInfo, SaveEchoAdapter
 from .score import ScoreEcho
 from .train import EchoDistillTrain
 
-# Not in on_load, which older ComfyUIs do not call.
+# At import, because older ComfyUI versions do not call on_load.
 register_folder()
 
 
@@ -22,7 +22,7 @@ class EchoDistillExtension(ComfyExtension):
     """EchoDistill's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """In the order of a graph."""
+        """The node classes, in the order in which a graph uses them."""
         return [
             LoadMiniature,
             LoadReferenceImages,

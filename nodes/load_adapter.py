@@ -1,4 +1,4 @@
-"""LoadEchoAdapter: a learned subject on MODEL and CLIP."""
+"""LoadEchoAdapter: applies an adapter to a MODEL and a CLIP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .bridge.widgets import advanced, schema
 
 
 class LoadEchoAdapter(io.ComfyNode):
-    """Weights on the model, and the placeholder's meaning in the text encoder."""
+    """Patches the model's weights and adds the placeholder's embeddings to the text encoder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,8 +39,8 @@ class LoadEchoAdapter(io.ComfyNode):
                 "token",
             ),
             description=(
-                "Puts a learned subject on a model and teaches the CLIP its placeholder, which then works in every "
-                "stock node that encodes text. Several in a row work, each with a placeholder of its own."
+                "Applies an adapter to a model and adds its placeholder to the CLIP. The placeholder then works in "
+                "every stock node that encodes text. Several adapters can be chained, each with its own placeholder."
             ),
             inputs=[
                 io.Model.Input(
@@ -54,7 +54,7 @@ class LoadEchoAdapter(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How much of the change of the weights; 0 leaves the model as it is.",
+                    tooltip="Strength of the weight update; 0 leaves the model unchanged.",
                 ),
                 io.Float.Input(
                     "strength_token",
@@ -62,7 +62,7 @@ class LoadEchoAdapter(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="From the class noun's meaning (0) to what the placeholder has learned (1).",
+                    tooltip="Interpolates from the class noun's embedding (0) to the learned embedding (1).",
                 ),
                 advanced(
                     io.Boolean.Input(
@@ -73,10 +73,11 @@ class LoadEchoAdapter(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the subject in it."),
-                io.Clip.Output(display_name="clip", tooltip="The CLIP that knows the placeholder."),
+                io.Model.Output(display_name="model", tooltip="The model with the adapter applied."),
+                io.Clip.Output(display_name="clip", tooltip="The CLIP with the placeholder added."),
                 io.String.Output(
-                    display_name="prompt_stub", tooltip="How prompts name the subject: photo of a <new1> dog."
+                    display_name="prompt_stub",
+                    tooltip="How a prompt names the subject: photo of a <new1> dog.",
                 ),
                 AdapterSocket.Output(display_name="adapter", tooltip="The adapter itself, for Echo Adapter Info."),
             ],
@@ -85,12 +86,12 @@ class LoadEchoAdapter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, adapter_name: str | None, from_training: Any = UNLINKED) -> bool | str:
-        """A listed adapter that is gone by now is told before anything runs."""
+        """Report a listed adapter whose file no longer exists, before any node runs."""
         return check_name(adapter_name, from_training)
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str, **_: Any) -> Any:
-        """Read again when the file changes."""
+        """Changes when the file changes, so that it is read again."""
         return file_state(adapter_name)
 
     @classmethod
@@ -106,7 +107,7 @@ class LoadEchoAdapter(io.ComfyNode):
         any_base: bool,
         from_training: AdapterFiles | None = None,
     ) -> io.NodeOutput:
-        """The model and the CLIP with the adapter on."""
+        """Return the MODEL and the CLIP with the adapter applied."""
         path = adapter_file(from_training, role, adapter_name)
         adapter = read_adapter(path)
         difference = check_fit(adapter, base_model, base_clip, any_base=any_base)
@@ -116,17 +117,17 @@ class LoadEchoAdapter(io.ComfyNode):
         initial = noun_embeddings(base_clip, adapter.class_noun, len(adapter.token_embeddings))
         token_embeddings = embeddings_at(adapter, initial, strength_token)
         return io.NodeOutput(
-            put_on(base_model, adapter, strength_model),
+            apply_adapter(base_model, adapter, strength_model),
             with_placeholder(base_clip, adapter.placeholder, adapter.class_noun, token_embeddings),
             stub,
             AdapterFiles({adapter.role: path}),
         )
 
 
-def put_on(model: Any, adapter: Adapter, strength: float) -> Any:
-    """A clone of the MODEL with the adapter's differences as patches.
+def apply_adapter(model: Any, adapter: Adapter, strength: float) -> Any:
+    """Return a clone of the MODEL with the adapter's weight differences as patches, scaled by `strength`.
 
-    Raises InputError where ComfyUI would not take one of them, which it would only log.
+    Raises InputError if a difference does not fit the model; ComfyUI would skip it and only log that.
     """
     patched = model.clone()
     patches = {f"{UNET_PREFIX}{name}": ("diff", (delta,)) for name, delta in adapter.all_deltas().items()}

@@ -1,4 +1,4 @@
-"""LoadMiniature: the embedded family for stock nodes and ours."""
+"""LoadMiniature: the embedded family, for stock nodes and for the nodes of this pack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .bridge.widgets import schema
 
 
 class LoadMiniature(io.ComfyNode):
-    """A whole small family that comes with the pack."""
+    """Loads the small model family that comes with the pack."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -28,22 +28,22 @@ class LoadMiniature(io.ComfyNode):
             search_aliases=("demo", "tiny", "test model", "cpu", "toy"),
             description=(
                 "A small diffusion family that comes with the pack: 64x64 pictures of toys, no download, trains in a "
-                "minute on a CPU. For trying the workflows, not for photographs of real things."
+                "minute on a CPU. It is meant for trying the workflows and cannot learn photographs of real objects."
             ),
             inputs=[
                 io.Combo.Input(
                     "toy",
                     options=[concept.name for concept in DEVELOPMENT],
                     default=DEFAULT_CONCEPT,
-                    tooltip="A toy that the miniature has never seen, whose photographs come out beside the models.",
+                    tooltip="The toy whose photographs the node outputs. The miniature was not trained on it.",
                 )
             ],
             outputs=[
                 io.Model.Output(display_name="student", tooltip="The one-step model."),
                 io.Model.Output(display_name="teacher", tooltip="The multi-step model."),
-                io.Clip.Output(display_name="clip", tooltip="The text encoder that both read."),
-                io.Vae.Output(display_name="vae", tooltip="8x smaller latents with 8 channels."),
-                io.Image.Output(display_name="photographs", tooltip="Five pictures of the toy, to be learned."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder of both models."),
+                io.Vae.Output(display_name="vae", tooltip="The VAE: latents 8x smaller, with 8 channels."),
+                io.Image.Output(display_name="photographs", tooltip="Five pictures of the toy, for training."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -51,7 +51,7 @@ class LoadMiniature(io.ComfyNode):
     @classmethod
     @shown_on_node
     def execute(cls, toy: str) -> io.NodeOutput:
-        """The four parts of the family, and the toy."""
+        """Return student, teacher, CLIP, VAE and the toy's photographs."""
         pictures = [to_square(photograph.image, SIDE, "center") for photograph in photographs(CONCEPTS[toy])]
         images = image_of(torch.stack(pictures).float() / 127.5 - 1)
         return io.NodeOutput(*load_miniature(folder_paths.get_folder_paths("embeddings")), images)

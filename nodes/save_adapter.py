@@ -1,4 +1,4 @@
-"""SaveEchoAdapter and EchoAdapterInfo: adapter files for keeps, and what is in one."""
+"""SaveEchoAdapter saves adapter files; EchoAdapterInfo shows the content of one."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..echodistill_core.errors import InputError
 from ..echodistill_core.files import replacing
 from ..echodistill_core.messages import quoted
 from .bridge.adapters import ROLES, UNLINKED, adapter_file, adapter_inputs, check_name, file_state
-from .bridge.node_text import say, shown_on_node
+from .bridge.node_text import set_status, shown_on_node
 from .bridge.paths import NONE
 from .bridge.sockets import AdapterFiles, AdapterSocket
 from .bridge.widgets import schema
 
-LONGEST_NAME = 200  # bytes of a file name; a counter, the role and the ending follow
-LORAS = "loras"  # of the output folder, which ComfyUI lists among its loras
+LONGEST_NAME = 200  # bytes of a file name, without the counter, the role and the extension
+LORAS = "loras"  # sub-folder of the output folder; ComfyUI lists it among its loras folders
 
 
 class SaveEchoAdapter(io.ComfyNode):
-    """Adapters from training into output/loras."""
+    """Copies adapters from training to output/loras."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -43,11 +43,11 @@ class SaveEchoAdapter(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="echo",
-                    tooltip="The file's name; a counter follows, so nothing is overwritten.",
+                    tooltip="Start of the file name; a counter is appended, so no file is overwritten.",
                 ),
-                io.Combo.Input("role", options=[*ROLES, "both"], default="student", tooltip="Whose adapter to save."),
+                io.Combo.Input("role", options=[*ROLES, "both"], default="student", tooltip="Which adapter to save."),
             ],
-            outputs=[io.String.Output(display_name="names", tooltip="The names, as Load Echo Adapter lists them.")],
+            outputs=[io.String.Output(display_name="names", tooltip="File names, as Load Echo Adapter lists them.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -55,7 +55,7 @@ class SaveEchoAdapter(io.ComfyNode):
     @classmethod
     @shown_on_node
     def execute(cls, from_training: AdapterFiles, filename_prefix: str, role: str) -> io.NodeOutput:
-        """Save and return the names."""
+        """Save the adapters and return their listed names."""
         _check_prefix(filename_prefix)
         roles = ROLES if role == "both" else [role]
         sources = {role: adapter_file(from_training, role) for role in roles}
@@ -67,15 +67,15 @@ class SaveEchoAdapter(io.ComfyNode):
             target = Path(folder) / f"{name}_{counter:05}_{role}.safetensors"
             with replacing(target) as temporary:
                 shutil.copyfile(source, temporary)
-            # As ComfyUI lists it, with the system's own separators.
+            # As ComfyUI lists it, with the operating system's separators.
             names.append(str(target.relative_to(Path(folder_paths.get_output_directory()) / LORAS)))
         text = "\n".join(names)
-        say(cls.hidden.unique_id, text)
+        set_status(cls.hidden.unique_id, text)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
 def _check_prefix(prefix: str) -> None:
-    """Raise InputError for a name that is none, or that leads out of output/loras, before a folder is made for it."""
+    """Raise InputError for an invalid file name or one outside output/loras, before a folder is created for it."""
     if not prefix.strip():
         raise InputError("filename_prefix is empty; write a name for the file, for instance dog.")
     root = (Path(folder_paths.get_output_directory()) / LORAS).resolve()
@@ -93,7 +93,7 @@ def _check_prefix(prefix: str) -> None:
 
 
 class EchoAdapterInfo(io.ComfyNode):
-    """What an adapter file says of itself."""
+    """Shows the metadata and tensors of an adapter file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -102,27 +102,27 @@ class EchoAdapterInfo(io.ComfyNode):
             node_id="EchoAdapterInfo",
             display_name="Echo Adapter Info",
             search_aliases=("lora info", "metadata", "inspect", "lora"),
-            description="What is in an adapter: subject, base model, settings, licences.",
+            description="Shows an adapter's subject, base model, settings and licences.",
             inputs=adapter_inputs(),
-            outputs=[io.String.Output(display_name="text", tooltip="The facts, a line each.")],
+            outputs=[io.String.Output(display_name="text", tooltip="The facts, one per line.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def validate_inputs(cls, adapter_name: str | None, from_training: Any = UNLINKED) -> bool | str:
-        """A listed adapter that is gone by now is told before anything runs."""
+        """Report a listed adapter whose file no longer exists, before any node runs."""
         return check_name(adapter_name, from_training)
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str, **_: Any) -> Any:
-        """Read again when the file changes."""
+        """Changes when the file changes, so that it is read again."""
         return file_state(adapter_name)
 
     @classmethod
     @shown_on_node
     def execute(cls, adapter_name: str, role: str, from_training: AdapterFiles | None = None) -> io.NodeOutput:
-        """The facts as text; without an adapter, the words that ask for one."""
+        """Return the facts as text; without an adapter, a text that asks the user to choose one."""
         if from_training is None and adapter_name == NONE:
             text = "choose an adapter: connect one from training or from Load Echo Adapter, or choose one in the list"
         else:
@@ -130,5 +130,5 @@ class EchoAdapterInfo(io.ComfyNode):
                 (role,) = from_training.paths
             path = adapter_file(from_training, role, adapter_name)
             text = "\n".join([*lines(adapter_facts(read_adapter(path))), f"file  {path.name}"])
-        say(cls.hidden.unique_id, text)
+        set_status(cls.hidden.unique_id, text)
         return io.NodeOutput(text, ui=ui.PreviewText(text))

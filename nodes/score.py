@@ -1,4 +1,4 @@
-"""ScoreEcho: how much pictures are the subject, and how much they are the prompt."""
+"""ScoreEcho: CLIP-T, CLIP-I and DINO scores of pictures."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..echodistill_core.errors import InputError
 from ..echodistill_core.evaluation.metrics import PROTOCOLS
 from ..echodistill_core.evaluation.pictures import score_pictures
 from ..echodistill_core.perception.load import BackboneFiles
-from .bridge.backbones import look_for
-from .bridge.node_text import say, shown_on_node
+from .bridge.backbones import search_backbones
+from .bridge.node_text import set_status, shown_on_node
 from .bridge.pictures import unit_of
 from .bridge.sockets import Concept, ConceptSocket
 from .bridge.widgets import schema
@@ -21,7 +21,7 @@ TITLES = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
 
 
 class ScoreEcho(io.ComfyNode):
-    """The field's three figures."""
+    """Computes prompt fidelity (CLIP-T) and subject fidelity (CLIP-I, DINO)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -32,25 +32,25 @@ class ScoreEcho(io.ComfyNode):
             display_name="Score Echo",
             search_aliases=("clip score", "dino", "similarity", "metrics", "subject fidelity", "evaluate"),
             description=(
-                "CLIP-T (does the picture follow the prompt), CLIP-I and DINO (is it that very subject), each a mean "
-                "cosine; only figures of one protocol compare."
+                "CLIP-T (prompt fidelity), CLIP-I and DINO (subject fidelity), each a mean cosine similarity. Only "
+                "scores of the same protocol are comparable."
             ),
             inputs=[
-                io.Image.Input("images", tooltip="Pictures of one prompt."),
+                io.Image.Input("images", tooltip="Pictures generated from one prompt."),
                 ConceptSocket.Input("concept", tooltip="The photographs to compare with."),
-                io.String.Input("prompt", multiline=True, default="", tooltip="What the pictures were made from."),
+                io.String.Input("prompt", multiline=True, default="", tooltip="The prompt of the pictures."),
                 io.Combo.Input(
                     "protocol",
                     options=list(PROTOCOLS),
                     default="dreambooth",
-                    tooltip=f"Which encoders look. {titles}.",
+                    tooltip=f"Which encoders are used. {titles}.",
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="text", tooltip="The figures as text."),
-                io.Float.Output(display_name="clip_t", tooltip="Prompt fidelity; not a number without its encoder."),
-                io.Float.Output(display_name="clip_i", tooltip="Subject fidelity by CLIP; likewise."),
-                io.Float.Output(display_name="dino", tooltip="Subject fidelity by DINO; likewise."),
+                io.String.Output(display_name="text", tooltip="The scores as text."),
+                io.Float.Output(display_name="clip_t", tooltip="Prompt fidelity by CLIP; NaN without its encoder."),
+                io.Float.Output(display_name="clip_i", tooltip="Subject fidelity by CLIP; NaN without its encoder."),
+                io.Float.Output(display_name="dino", tooltip="Subject fidelity by DINO; NaN without its encoder."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -59,18 +59,18 @@ class ScoreEcho(io.ComfyNode):
     @classmethod
     @shown_on_node
     def execute(cls, images: Any, concept: Concept, prompt: str, protocol: str) -> io.NodeOutput:
-        """The figures."""
+        """Return the scores as text and as numbers."""
         chosen = PROTOCOLS[protocol]
         backbone_files: dict[str, BackboneFiles] = {}
         missing = ""
         if protocol != "miniature":
-            backbone_files, missing = look_for([chosen.clip, chosen.dino])
+            backbone_files, missing = search_backbones([chosen.clip, chosen.dino])
             if not backbone_files:
                 raise InputError(missing)
         scores = score_pictures(
             unit_of(images), concept.photographs, prompt, concept.placeholder, chosen, backbone_files
         )
         text = "\n".join([*(f"{TITLES[name]} {value:.3f}" for name, value in scores.items()), *filter(None, [missing])])
-        say(cls.hidden.unique_id, text)
-        figures = [scores.get(name, math.nan) for name in TITLES]
-        return io.NodeOutput(text, *figures, ui=ui.PreviewText(text))
+        set_status(cls.hidden.unique_id, text)
+        values = [scores.get(name, math.nan) for name in TITLES]
+        return io.NodeOutput(text, *values, ui=ui.PreviewText(text))

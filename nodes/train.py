@@ -1,4 +1,4 @@
-"""EchoDistillTrain: the distillation stage, from MODEL, CLIP, VAE and a concept to a run and its adapters."""
+"""EchoDistillTrain: the distillation stage. Inputs: models and a concept; outputs: a run and its adapters."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .bridge import roles, training
 from .bridge.fit import identity_of
 from .bridge.kinds import architecture_of, sources_of
 from .bridge.memory import default_precision
-from .bridge.node_text import note, say, shown_on_node
+from .bridge.node_text import note, set_status, shown_on_node
 from .bridge.paths import run_folder
-from .bridge.progress import NodeProgress, several
+from .bridge.progress import NodeProgress, combine_listeners
 from .bridge.sockets import AdapterSocket, Concept, ConceptSocket, Models, RunSocket, TrainedRun
 from .bridge.widgets import advanced, advanced_widgets, chosen, schema, widget
 
-# Set by the concept, by this node's own widgets, or by the machine.
+# Set by the concept, by this node's basic widgets, or by the device.
 _NOT_ADVANCED = frozenset(
     {
         *("class_noun", "placeholder", "crop"),
@@ -39,7 +39,7 @@ _NOT_ADVANCED = frozenset(
 
 
 class EchoDistillTrain(io.ComfyNode):
-    """Teacher and one-step student learn the concept together."""
+    """Trains teacher and one-step student on the concept."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -62,18 +62,18 @@ class EchoDistillTrain(io.ComfyNode):
                 "turbo",
             ),
             description=(
-                "Teaches a multi-step teacher and a one-step student one subject together. The run is kept in "
-                "output/echodistill: the same inputs go on with it, or return it at once."
+                "Trains a multi-step teacher and a one-step student on one subject. The run is kept in "
+                "output/echodistill: the same inputs resume it, or return it if it is finished."
             ),
             inputs=[
-                io.Model.Input("student", tooltip="The one-step model that will sample: SD-Turbo."),
-                io.Model.Input("teacher", tooltip="The multi-step model that it follows: SD 2.1."),
-                io.Clip.Input("clip", tooltip="The text encoder; the teacher's, where the two differ."),
+                io.Model.Input("student", tooltip="The one-step model: SD-Turbo."),
+                io.Model.Input("teacher", tooltip="The multi-step model that the student is distilled from: SD 2.1."),
+                io.Clip.Input("clip", tooltip="The text encoder; the teacher's if the two models have different ones."),
                 io.Vae.Input("vae", tooltip="The student's VAE."),
                 ConceptSocket.Input("concept", tooltip="From Load Reference Images."),
                 widget(TrainSettings, "iterations"),
                 widget(TrainSettings, "batch_size"),
-                # Another seed would be another training: nothing may change it behind the user's back.
+                # A new seed starts a new training, so the front end must not change it by itself.
                 widget(TrainSettings, "seed", control_after_generate=False),
                 widget(TrainSettings, "preset"),
                 widget(TrainSettings, "memory_mode"),
@@ -85,15 +85,15 @@ class EchoDistillTrain(io.ComfyNode):
                     io.Boolean.Input(
                         "check_roles",
                         default=True,
-                        tooltip="Stop before training where student and teacher seem to be swapped.",
+                        tooltip="Stop before training if student and teacher seem to be swapped.",
                     )
                 ),
             ],
             outputs=[
                 RunSocket.Output(display_name="run", tooltip="For the Echo stage."),
                 AdapterSocket.Output(display_name="adapter", tooltip="For Load Echo Adapter and Save Echo Adapter."),
-                io.Image.Output(display_name="samples", tooltip="One-step samples through training, first to last."),
-                io.Image.Output(display_name="losses", tooltip="Every term of the loss over the iterations."),
+                io.Image.Output(display_name="samples", tooltip="One-step samples during training, first to last."),
+                io.Image.Output(display_name="losses", tooltip="Plot of every loss term over the iterations."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -112,7 +112,7 @@ class EchoDistillTrain(io.ComfyNode):
         check_roles: bool = True,
         **values: Any,
     ) -> io.NodeOutput:
-        """Train, go on, or find the finished run."""
+        """Start the training, resume it, or return the finished run."""
         models, node = Models(student, teacher, clip, vae), cls.hidden.unique_id
         sources = sources_of(models)
         options = {
@@ -133,20 +133,20 @@ class EchoDistillTrain(io.ComfyNode):
         }
         folder = run_folder(concept.class_noun, fingerprint_of(identity))
         run = _known_run(folder)
-        _note_what_the_miniature_draws(sources, concept)
+        _note_unsupported_photographs(sources, concept)
         if run is None or not run.is_finished("distil"):
             roles.check_roles(models, stop=check_roles)
             backbone_files = training.backbone_files_of(settings, sources)
             with training.family_on_device(models, settings, size, backbone_files, node) as family:
-                listen = several(RunPictures(folder), NodeProgress(node, "distil", settings.iterations))
+                listen = combine_listeners(RunPictures(folder), NodeProgress(node, "distil", settings.iterations))
                 run = session.train(
                     concept.photographs, family, settings, sources, folder, listen, backbone_files=backbone_files
                 )
         return _output(cls, TrainedRun(run, models, settings.memory_mode))
 
 
-def _note_what_the_miniature_draws(sources: ModelSources, concept: Concept) -> None:
-    """Say what the miniature cannot learn: photographs, and things that its world does not hold."""
+def _note_unsupported_photographs(sources: ModelSources, concept: Concept) -> None:
+    """Show a note if the miniature cannot learn the concept: real photographs, or an unknown class noun."""
     if sources.family == "miniature":
         text = foreign_to_the_miniature(concept.photographs, concept.class_noun)
         if text:
@@ -158,13 +158,13 @@ def _known_run(folder: Path) -> Run | None:
         return open_run(folder) if (folder / "run.json").is_file() else None
     except DamagedRunError as error:
         note(str(error))
-        return None  # training writes its run.json anew
+        return None  # training writes a new run.json
 
 
 def _output(cls: type[io.ComfyNode], trained: TrainedRun) -> io.NodeOutput:
     run = trained.run
     samples = training.samples_of(run, "distil")
-    say(cls.hidden.unique_id, training.summary(run, "distil"))
+    set_status(cls.hidden.unique_id, training.summary(run, "distil"))
     return io.NodeOutput(
         trained,
         training.adapters_of(run, "distil"),

@@ -1,1 +1,1 @@
-"""What makes files of the pack that nobody should write by hand."""
+"""Generators of the pack's locales, pictures and workflows."""

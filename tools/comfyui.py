@@ -1,4 +1,4 @@
-"""A running ComfyUI, asked over HTTP."""
+"""HTTP client for a running ComfyUI server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def run(server: str, prompt: dict[str, Any]) -> dict[str, list[Image.Image]]:
-    """Queue a prompt, wait for its end, and return each node's pictures. Raises RuntimeError where it fails."""
+    """Queue a prompt, wait until it ends, and return each node's pictures. Raises RuntimeError if it fails."""
     body = json.dumps({"prompt": prompt}).encode()
     request = urllib.request.Request(f"{server}/prompt", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as answer:
@@ -30,12 +30,12 @@ def run(server: str, prompt: dict[str, Any]) -> dict[str, list[Image.Image]]:
 
 
 def get(server: str, path: str) -> Any:
-    """What a ComfyUI server answers, as JSON."""
+    """The server's JSON response to GET `path`."""
     with urllib.request.urlopen(f"{server}/{path}", timeout=60) as answer:
         return json.loads(answer.read())
 
 
 def picture(server: str, image: dict[str, str]) -> Image.Image:
-    """A picture that a server lists among a node's outputs."""
+    """Download a picture listed in a node's outputs, as RGB."""
     with urllib.request.urlopen(f"{server}/view?{urllib.parse.urlencode(image)}", timeout=60) as answer:
         return Image.open(io.BytesIO(answer.read())).convert("RGB")

@@ -1,4 +1,4 @@
-"""Draws the four pictures of docs/photographs/ball, one ball in four places: python -m tools.draw_ball."""
+"""Draws the four pictures in docs/photographs/ball, one ball in four scenes: python -m tools.draw_ball."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-SIZE, SCALE = 160, 4  # drawn four times larger and shrunk, for smooth edges
+SIZE, SCALE = 160, 4  # drawn at four times the size and reduced, for antialiasing
 SCENES = (
     # name, sky, ground, centre and radius as shares of the side, tilt in degrees
     ("beach", (142, 202, 230), (233, 216, 166), 0.50, 0.60, 0.28, -15),
@@ -19,7 +19,7 @@ SCENES = (
 def draw(
     sky: tuple[int, ...], ground: tuple[int, ...], across: float, down: float, radius: float, tilt: float
 ) -> Image.Image:
-    """One scene, RGB, SIZE x SIZE."""
+    """Draw one scene, RGB, SIZE x SIZE pixels."""
     side = SIZE * SCALE
     scene = Image.new("RGB", (side, side), sky)
     pen = ImageDraw.Draw(scene)

@@ -1,8 +1,8 @@
-"""Writes locales/en/nodeDefs.json, the names and tooltips of the nodes themselves, from a running ComfyUI.
+"""Writes locales/en/nodeDefs.json, the English names and tooltips of the nodes, from a running ComfyUI.
 
     python -m tools.locales http://127.0.0.1:8188
 
-Other languages are translated from it by hand; a test tells which words they lack.
+Other languages are translated from it by hand; tests/comfy/test_nodes.py reports missing entries.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ FILE = Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json"
 CATEGORY = "EchoDistill"
 
 
-def words_of(description: dict[str, Any]) -> dict[str, Any]:
-    """A node's words, in the form that the front end reads."""
+def node_text(description: dict[str, Any]) -> dict[str, Any]:
+    """A node's names and tooltips, in the form that the front end reads."""
     inputs = {}
     for section in ("required", "optional"):
         for name, (_, *rest) in description["input"].get(section, {}).items():
@@ -35,7 +35,7 @@ def words_of(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def readable(text: str) -> str:
-    """Without the characters that the front end's translation library takes for its own syntax."""
+    """Replace the characters that are syntax to the front end's translation library."""
     return text.replace("@", " at ").replace("|", "/")
 
 
@@ -44,9 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("server", help="of a running ComfyUI with this pack, http://127.0.0.1:8188")
     info = get(parser.parse_args().server, "object_info")
-    words = {name: words_of(node) for name, node in info.items() if node["category"] == CATEGORY}
+    texts = {name: node_text(node) for name, node in info.items() if node["category"] == CATEGORY}
     FILE.parent.mkdir(parents=True, exist_ok=True)
-    FILE.write_text(f"{json.dumps(words, indent=2, ensure_ascii=False)}\n", encoding="utf-8")
+    FILE.write_text(f"{json.dumps(texts, indent=2, ensure_ascii=False)}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Takes web/docs/img/<node>.png, a picture of every node, from the front end of a running ComfyUI.
+"""Takes a screenshot of every node from a running ComfyUI, as web/docs/img/<node>.png.
 
     python -m tools.node_pictures http://127.0.0.1:8188
 
-Needs playwright and a Chromium on the machine.
+Requires playwright and Chromium.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ADD = """name => {
 
 
 def main() -> None:
-    """Take the pictures."""
+    """Take the screenshots."""
     from playwright.sync_api import sync_playwright
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,15 +1,16 @@
-"""Writes workflows/*.json and their thumbnails, from tools/templates and what a running ComfyUI says of its nodes.
+"""Updates workflows/*.json after the pack's widgets changed, and generates their thumbnails.
 
-    python -m tools.workflows http://127.0.0.1:8188              the workflows
-    python -m tools.workflows http://127.0.0.1:8188 --thumbnails  the pictures too, by running them with the miniature
+    python -m tools.workflows http://127.0.0.1:8188               the workflows; then run tools.locales
+    python -m tools.workflows http://127.0.0.1:8188 --thumbnails  the thumbnails too, by running the workflows
 
-A workflow stores widgets by position, so its nodes' own order has to be asked for: of the oldest ComfyUI that the pack
-runs on, since newer ones know what older nodes lack, but not the other way round.
+To edit a workflow, open it in the oldest ComfyUI that the pack supports and export it over the file. Workflows store
+widget values by position, so a new or removed widget shifts them; this tool moves the values to their new positions.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from typing import Any
 from PIL import Image
 
 from .comfyui import get, run
-from .templates import TOY, WORKFLOWS, Graph
+from .locales import FILE as NODE_DEFS
 
 FOLDER = Path(__file__).parents[1] / "workflows"
+# Titles of the templates in their order in the template browser.
+WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
+TOY = {"iterations": 200, "preview_every": 20}  # training of the miniature; the defaults are Stable Diffusion's
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
 def widget_names(description: dict[str, Any]) -> list[tuple[str, Any, bool]]:
-    """Name, default, and whether a control follows, of a node's widgets in the order in which they are stored."""
+    """Name, default and whether a control value follows, for each widget of a node, in the order of storage."""
     found = []
     for section in ("required", "optional"):
         for name, (kind, *rest) in description["input"].get(section, {}).items():
@@ -36,80 +40,31 @@ def widget_names(description: dict[str, Any]) -> list[tuple[str, Any, bool]]:
     return found
 
 
-def sockets(description: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and type of a node's inputs that are no widgets."""
-    return [
-        (name, kind)
-        for section in ("required", "optional")
-        for name, (kind, *_) in description["input"].get(section, {}).items()
-        if not isinstance(kind, list) and kind not in WIDGETS
-    ]
+def refit(saved: dict[str, Any], before: dict[str, Any], info: dict[str, Any]) -> None:
+    """Rewrite a workflow's widget values for the present widgets of the pack's nodes, in place.
 
-
-def workflow(graph: Graph, info: dict[str, Any]) -> dict[str, Any]:
-    """A graph in the form that the front end saves."""
-    ids = {key: i for i, key in enumerate(graph, 1)}
-    links: list[list[Any]] = []
-    nodes = []
-    for order, (key, node) in enumerate(graph.items()):
-        entry: dict[str, Any] = {
-            "id": ids[key],
-            "type": node.kind,
-            "pos": [node.x, node.y],
-            "size": [node.width, node.height],
-            "flags": {},
-            "order": order,
-            "mode": 0,
-            "inputs": [],
-            "outputs": [],
-            "properties": {"Node name for S&R": node.kind},
-        }
-        if node.models:
-            entry["properties"]["models"] = node.models
-        if node.title:
-            entry["title"] = node.title
-        if node.kind == "MarkdownNote":
-            entry |= {"widgets_values": [node.widgets["text"]], "color": "#432", "bgcolor": "#653", "properties": {}}
-            nodes.append(entry)
+    before: locales/en/nodeDefs.json, which lists each node's inputs in the order in which the values were stored.
+    A new widget gets its default. Raises ValueError if a node's values do not match that order.
+    """
+    for node in saved["nodes"]:
+        if node["type"] not in before:
             continue
-        description = info[node.kind]
-        unknown = node.widgets.keys() - {name for name, _, _ in widget_names(description)}
-        assert not unknown, f"{node.kind} has no widgets {unknown}"
-        for name, kind in sockets(description):
-            link = None
-            if name in node.inputs:
-                origin, slot = node.inputs[name]
-                link = len(links) + 1
-                links.append([link, ids[origin], slot, ids[key], len(entry["inputs"]), kind])
-            entry["inputs"].append({"name": name, "type": kind, "link": link})
-        entry["outputs"] = [
-            {"name": name, "type": kind, "links": [], "slot_index": i}
-            for i, (name, kind) in enumerate(zip(description["output_name"], description["output"], strict=True))
-        ]
-        values: list[Any] = []
-        for name, default, controlled in widget_names(description):
-            values.append(node.widgets.get(name, default))
-            if controlled:
-                values.append("fixed")
-        entry["widgets_values"] = values
-        nodes.append(entry)
-    by_id = {node["id"]: node for node in nodes}
-    for link, origin, slot, *_ in links:
-        by_id[origin]["outputs"][slot]["links"].append(link)
-    return {
-        "last_node_id": len(nodes),
-        "last_link_id": len(links),
-        "nodes": nodes,
-        "links": links,
-        "groups": [],
-        "config": {},
-        "extra": {},
-        "version": 0.4,
-    }
+        sockets = {entry["name"] for entry in node["inputs"]}
+        present = widget_names(info[node["type"]])
+        controlled = {name for name, _, is_controlled in present if is_controlled}
+        values = iter(node["widgets_values"])
+        stored: dict[str, list[Any]] = {}
+        for name in before[node["type"]]["inputs"]:
+            if name not in sockets:
+                stored[name] = list(itertools.islice(values, 2 if name in controlled else 1))
+        if [] in stored.values() or list(values):
+            raise ValueError(f"{node['type']}: the values do not match {NODE_DEFS}; run this before tools.locales.")
+        fresh = {name: [default, *(["fixed"] if is_controlled else [])] for name, default, is_controlled in present}
+        node["widgets_values"] = [value for name in fresh for value in stored.get(name, fresh[name])]
 
 
 def prompt_of(saved: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """A saved workflow in the form that is queued, as the front end makes it of it."""
+    """Convert a saved workflow to the API form, as the front end does when it queues it."""
     links = {link: [str(origin), slot] for link, origin, slot, *_ in saved["links"]}
     prompt = {}
     for node in saved["nodes"]:
@@ -126,13 +81,13 @@ def prompt_of(saved: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_miniature(prompt: dict[str, Any], adapter: str) -> dict[str, Any]:
-    """A prompt that runs with what comes with the pack: the miniature in place of checkpoints, and a saved adapter.
+    """A prompt that runs without downloads: checkpoints are replaced by the miniature.
 
-    adapter: the name of one that was trained on the miniature, for nodes that choose from the list.
+    adapter: listed name of an adapter trained on the miniature, for nodes without an adapter socket.
     """
     checkpoints = [key for key, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple"]
     result = {key: node for key, node in prompt.items() if key not in checkpoints}
-    # Of Load Checkpoint for the student and for the teacher -> of Load Miniature.
+    # Outputs of Load Checkpoint (student, teacher) -> outputs of Load Miniature.
     outputs = {}
     if checkpoints:
         student, teacher = checkpoints
@@ -154,8 +109,18 @@ def with_miniature(prompt: dict[str, Any], adapter: str) -> dict[str, Any]:
     return result
 
 
+def thumbnail_nodes(saved: dict[str, Any]) -> list[str]:
+    """Ids of the nodes whose pictures make the thumbnail: untitled previews, and photographs read from a folder."""
+    return [
+        str(node["id"])
+        for node in saved["nodes"]
+        if (node["type"] == "PreviewImage" and "title" not in node)
+        or (node["type"] == "LoadReferenceImages" and all(entry["link"] is None for entry in node["inputs"]))
+    ]
+
+
 def thumbnail(pictures: list[list[Image.Image]], side: int = 256) -> Image.Image:
-    """Up to four pictures of each kind, a row for each, enlarged without smoothing."""
+    """Up to four pictures of each node, one row per node, enlarged without interpolation; 2 * side pixels wide."""
     columns = 4 if len(pictures) > 1 else 2
     rows = pictures if len(pictures) > 1 else [pictures[0][:2], pictures[0][2:4]]
     cell = side * 2 // columns
@@ -167,24 +132,23 @@ def thumbnail(pictures: list[list[Image.Image]], side: int = 256) -> Image.Image
 
 
 def main() -> None:
-    """Write the workflows, and with --thumbnails their pictures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Update the workflows, and with --thumbnails their pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("server", help="of a running ComfyUI with this pack, http://127.0.0.1:8188")
-    parser.add_argument("--thumbnails", action="store_true", help="run them all with the miniature, 10 minutes")
+    parser.add_argument("--thumbnails", action="store_true", help="run all workflows with the miniature, 10 minutes")
     arguments = parser.parse_args()
     info = get(arguments.server, "object_info")
-    FOLDER.mkdir(exist_ok=True)
-    for name, (build, shown) in WORKFLOWS.items():
-        graph = build()
-        saved = workflow(graph, info)
-        text = json.dumps(saved, indent=1, ensure_ascii=False)
-        (FOLDER / f"{name}.json").write_text(f"{text}\n", encoding="utf-8")
+    before = json.loads(NODE_DEFS.read_text(encoding="utf-8"))
+    for name in WORKFLOWS:
+        path = FOLDER / f"{name}.json"
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        refit(saved, before, info)
+        path.write_text(f"{json.dumps(saved, indent=1, ensure_ascii=False)}\n", encoding="utf-8")
         if arguments.thumbnails:
             adapters = get(arguments.server, "object_info/LoadEchoAdapter")["LoadEchoAdapter"]["input"]["required"]
             listed = adapters["adapter_name"][1]["options"] if len(adapters["adapter_name"]) > 1 else []
             made = run(arguments.server, with_miniature(prompt_of(saved, info), listed[-1] if listed else "none"))
-            ids = {key: str(i) for i, key in enumerate(graph, 1)}
-            thumbnail([made[ids[key]] for key in shown]).save(FOLDER / f"{name}.jpg", quality=90)
+            thumbnail([made[key] for key in thumbnail_nodes(saved)]).save(FOLDER / f"{name}.jpg", quality=90)
 
 
 if __name__ == "__main__":

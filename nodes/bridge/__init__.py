@@ -1,1 +1,1 @@
-"""Between ComfyUI's objects and the core's: weights, words, pictures, folders, progress, memory."""
+"""Converts between ComfyUI's objects and the core's: weights, placeholders, pictures, paths, progress, memory."""

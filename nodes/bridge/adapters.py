@@ -1,4 +1,4 @@
-"""How nodes are given an adapter: by a socket from training, or by a name from the list."""
+"""The inputs by which a node takes an adapter: a socket from training, or a name from the list."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from .paths import NONE, adapter_names, adapter_path
 from .sockets import AdapterFiles, AdapterSocket
 
 ROLES = ["student", "teacher"]
-UNLINKED = "unlinked"  # ComfyUI gives None for a linked input, and nothing for a free one
+UNLINKED = "unlinked"  # ComfyUI passes None for a linked input and nothing for an unlinked one
 
 
 def adapter_inputs() -> list[io.Input]:
-    """The socket, the list, and which of the socket's two adapters."""
+    """The socket, the list of names, and the role."""
     return [
         AdapterSocket.Input(
             "from_training",
             display_name="adapter",
             optional=True,
-            tooltip="From training; used in place of the list.",
+            tooltip="From training; used instead of the list.",
         ),
         io.Combo.Input(
             "adapter_name",
             options=[NONE, *adapter_names()],
             default=NONE,
-            tooltip="An adapter in ComfyUI's loras folders; Save Echo Adapter puts them into output/loras.",
+            tooltip="An adapter in ComfyUI's loras folders; Save Echo Adapter saves to output/loras.",
         ),
         io.Combo.Input(
             "role",
             options=ROLES,
             default="student",
-            tooltip="Which of the socket's two adapters: the student's for one step, the teacher's for many.",
+            tooltip="Which adapter of the socket: student (one step) or teacher (many steps).",
         ),
     ]
 
 
 def check_name(name: str | None, from_training: Any) -> bool | str:
-    """True, or what is wrong with a name from the list. None of a name: another node will bring it.
+    """True, or an error message for a name from the list. None: the name comes from another node.
 
-    from_training: UNLINKED where the socket is free; then alone does the name count.
+    from_training: UNLINKED if the socket is not linked; the name is checked only then.
     """
     if from_training is not UNLINKED or name in (None, NONE):
         return True
@@ -54,7 +54,7 @@ def check_name(name: str | None, from_training: Any) -> bool | str:
 
 
 def file_state(name: str) -> Any:
-    """What changes when a listed file does."""
+    """A value that changes when the listed file changes: its modification time and size."""
     if name == NONE:
         return NONE
     stat = adapter_path(name).stat()
@@ -62,7 +62,7 @@ def file_state(name: str) -> Any:
 
 
 def adapter_file(from_training: AdapterFiles | None, role: str, name: str = NONE) -> Path:
-    """The file that a node is to read: the socket's of this role, or the listed one. Raises InputError for neither."""
+    """The adapter file to read: the socket's for this role, or the listed one. Raises InputError if neither exists."""
     if from_training is None:
         if name == NONE:
             raise InputError("no adapter was chosen; connect one from training, or choose one in the list.")

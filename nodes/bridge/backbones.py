@@ -1,4 +1,4 @@
-"""Where the frozen backbones lie among ComfyUI's models."""
+"""Finds the files of the frozen backbones in ComfyUI's models folders."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from ...echodistill_core.perception.backbones import SPECS
 from ...echodistill_core.perception.files import PROJECTOR, choose, choose_projector
 from ...echodistill_core.perception.load import BackboneFiles
 
-FOLDER = "echodistill"  # of ComfyUI's models, for what no other folder holds
+FOLDER = "echodistill"  # sub-folder of ComfyUI's models folder, for files that belong in no other
 
 
 def register_folder() -> None:
-    """Make models/echodistill known to ComfyUI, beside what extra_model_paths.yaml names."""
+    """Register models/echodistill with ComfyUI, in addition to the folders in extra_model_paths.yaml."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 
 
 def find_backbones(names: Iterable[str]) -> dict[str, BackboneFiles]:
-    """Where each backbone is: models/echodistill, clip_vision, ipadapter, or the hub cache.
+    """The files of each backbone, from models/echodistill, clip_vision, ipadapter or the hub cache.
 
-    Raises InputError naming all that are missing at once, with their sizes and the command that gets them.
+    Raises InputError that lists all missing backbones with their sizes and the download command.
     """
-    backbone_files, missing = look_for(names)
+    backbone_files, missing = search_backbones(names)
     if missing:
         raise InputError(missing)
     return backbone_files
 
 
-def look_for(names: Iterable[str]) -> tuple[dict[str, BackboneFiles], str]:
-    """The same as far as they are there, and in words what is missing; "" where nothing is."""
+def search_backbones(names: Iterable[str]) -> tuple[dict[str, BackboneFiles], str]:
+    """The files of the backbones that were found, and a message about the missing ones ("" if none is missing)."""
     reasons: list[str] = []
     found = {name: _find(name, reasons) for name in dict.fromkeys(names)}
-    missing = [name for name, place in found.items() if place is None]
+    missing = [name for name, files in found.items() if files is None]
     text = ""
     if missing:
         wanted = ", ".join(f"{SPECS[n].title} ({n}, {_gigabytes(n):.1f} GB, {HUB[n].repo})" for n in missing)
@@ -48,27 +48,27 @@ def look_for(names: Iterable[str]) -> tuple[dict[str, BackboneFiles], str]:
             f"{_folders(FOLDER)[0]}. Looked in {searched}, and in the hub cache."
         )
         text = " ".join([text, *(f"{reason}." for reason in reasons)])
-    return {name: place for name, place in found.items() if place is not None}, text
+    return {name: files for name, files in found.items() if files is not None}, text
 
 
 def _find(name: str, reasons: list[str]) -> BackboneFiles | None:
-    """Where a backbone is. `reasons` is given why files that seemed to be it are not, where it is nowhere."""
-    refused: list[str] = []
+    """The files of a backbone, or None; `reasons` then gets the reason for each rejected candidate."""
+    rejected: list[str] = []
     for kind in (FOLDER, "clip_vision"):
         path, why = choose(name, _candidates(name, kind))
-        refused += why
-        if path is not None and (place := _with_projector(name, path)) is not None:
-            return place
+        rejected += why
+        if path is not None and (files := _with_projector(name, path)) is not None:
+            return files
         if path is not None:
-            refused.append(f"{path} is there, but no {PROJECTOR} of IP-Adapter that fits it")
+            rejected.append(f"{path} is there, but no {PROJECTOR} of IP-Adapter that fits it")
     cached = cached_folder(name)
     if cached is None:
-        reasons += refused
+        reasons += rejected
     return None if cached is None else BackboneFiles(cached)
 
 
 def _candidates(name: str, kind: str) -> list[tuple[Path, str]]:
-    """Everything in ComfyUI's folders of this kind that may be a backbone, with its name there."""
+    """Candidate files and folders in ComfyUI's folders of this kind, each with its path relative to the folder."""
     found = []
     for folder in _folders(kind):
         if folder.is_dir():
@@ -78,7 +78,7 @@ def _candidates(name: str, kind: str) -> list[tuple[Path, str]]:
 
 
 def _with_projector(name: str, encoder: Path) -> BackboneFiles | None:
-    """The place of an encoder; None where it needs IP-Adapter's projector and that is nowhere."""
+    """An encoder's files; None if it needs IP-Adapter's projector and that was not found."""
     if SPECS[name].projector is None:
         return BackboneFiles(encoder)
     folders = [*([encoder] if encoder.is_dir() else []), *_folders(FOLDER), *_folders("ipadapter")]
@@ -88,14 +88,14 @@ def _with_projector(name: str, encoder: Path) -> BackboneFiles | None:
 
 
 def _gigabytes(name: str) -> float:
-    """The size of a backbone's weights in float32, as they are published."""
+    """The size of a backbone's published float32 weights, in GB (10^9 bytes)."""
     with torch.device("meta"):
         encoder = SPECS[name].build(SPECS[name].config)
     return sum(p.numel() for p in encoder.parameters()) * 4 / 1e9
 
 
 def _folders(kind: str) -> list[Path]:
-    """ComfyUI's folders of one kind of model; `ipadapter` is another pack's, and may not be registered."""
+    """ComfyUI's folders of one kind of model. `ipadapter` belongs to another pack and may not be registered."""
     known = folder_paths.folder_names_and_paths.get(kind)
     if known is None:
         return [Path(folder_paths.models_dir) / kind]

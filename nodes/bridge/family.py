@@ -1,4 +1,4 @@
-"""ComfyUI's MODEL, CLIP and VAE as a family of the core, to be trained without a trace on the user's own."""
+"""Builds a family of the core from ComfyUI's MODEL, CLIP and VAE; training it leaves the user's objects unchanged."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .weights import UNET_PREFIX, network_tensors, text_prefix
 
 
 def build_family(models: Models) -> tuple[Family, list[str]]:
-    """A family of the core from the user's objects, and notes on what was baked in or left out.
+    """A family built from copies of the user's weights, and notes about patches that were merged or ignored.
 
-    Everything is copied: the family may be trained, and the user's objects stay as they are.
-    Raises InputError for models of other families, and where the parts do not fit each other.
+    Training the family leaves the user's objects unchanged.
+    Raises InputError for models of other families, and if the parts do not fit each other.
     """
     clip = models.clip
     if clip.layer_idx is not None:
@@ -39,12 +39,12 @@ def build_family(models: Models) -> tuple[Family, list[str]]:
         licences={"student": licence, "teacher": licence},
     )
     notes = [
-        f"{part.patched} weights of the {name} were taken with their patches (LoRAs) baked in"
+        f"{part.patched} weights of the {name} were copied with their patches (LoRAs) merged in"
         for name, part in parts.items()
         if part.patched
     ]
     for name, model in (("student", models.student), ("teacher", models.teacher)):
-        left_out = sorted(k for k, v in model.model_options.get("transformer_options", {}).items() if v)
-        if left_out:
-            notes.append(f"what changes the {name} while it samples was left out: {', '.join(left_out)}")
+        ignored = sorted(k for k, v in model.model_options.get("transformer_options", {}).items() if v)
+        if ignored:
+            notes.append(f"options that change the {name} only while sampling were ignored: {', '.join(ignored)}")
     return family, [*notes, *family.warnings]

@@ -1,4 +1,4 @@
-"""Fingerprints of what is in MODEL, CLIP and VAE sockets, and whether an adapter was trained on those models."""
+"""Fingerprints of the MODEL, CLIP and VAE objects, and the check that an adapter was trained on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...echodistill_core.models.fingerprint import (
 from ...echodistill_core.training.identity import DenoiserIdentity, models_identity
 from .kinds import architecture_of, prediction_of
 from .sockets import Models
-from .weights import UNET_PREFIX, network_tensors, once, text_prefix
+from .weights import UNET_PREFIX, cached, network_tensors, text_prefix
 
 REMEDY = "connect that one, or switch on any_base"
 
@@ -24,8 +24,9 @@ REMEDY = "connect that one, or switch on any_base"
 def check_fit(adapter: Adapter, model: Any, clip: Any, *, any_base: bool) -> str:
     """Raise InputError unless the adapter fits these objects: their shapes and, without any_base, their weights.
 
-    A LoRA or another adapter between checkpoint and adapter makes no other base, nor does one that was there in
-    training. Returns a sentence where only layers differ that the adapter does not change, or "".
+    The weights may match with or without patches: a LoRA or another adapter applied before this one is allowed, and so
+    is one that was already applied in training. Returns a warning if only layers differ that the adapter does not
+    change, otherwise "".
     """
     architecture = architecture_of(model)
     check_role(adapter, adapter.role, architecture.text_width)
@@ -37,12 +38,12 @@ def check_fit(adapter: Adapter, model: Any, clip: Any, *, any_base: bool) -> str
     for key, compute in (("base_fingerprint", keys_and_values), ("text_fingerprint", text_encoder)):
         if adapter.metadata[key] != compute(model, clip):
             check_base(adapter, {key: compute(model, clip, patches=False)}, name, REMEDY)
-    # Without patches first: that is free.
+    # Without patches first, because that needs no computation of patched weights.
     return other_layers(adapter, _blocks(model, patches=False)) and other_layers(adapter, _blocks(model, patches=True))
 
 
 def identity_of(models: Models) -> dict[str, str]:
-    """The part of a run's identity that is the models', as the core takes it of a family made of them."""
+    """The models' part of a run's identity, equal to the core's for a family built from them."""
     student, teacher = (
         DenoiserIdentity(keys_and_values(model, models.clip), _weights(model), prediction_of(model, socket))
         for model, socket in ((models.student, "student"), (models.teacher, "teacher"))
@@ -51,24 +52,24 @@ def identity_of(models: Models) -> dict[str, str]:
 
 
 def keys_and_values(model: Any, clip: Any, *, patches: bool = True) -> str:
-    """The fingerprint of a MODEL's cross-attention keys and values, with or without patches; computed once for each."""
+    """The fingerprint of a MODEL's cross-attention keys and values, with or without patches; cached."""
 
     def compute() -> str:
         unet = network_tensors(model, UNET_PREFIX, copy=False, patches=patches, part=".attn2.to_").tensors
         return unet_fingerprint(read_checkpoint({"unet": unet}).unet)
 
-    return _once(model, "keys and values", patches, compute)
+    return _cached(model, "keys and values", patches, compute)
 
 
 def text_encoder(model: Any, clip: Any, *, patches: bool = True) -> str:
-    """The fingerprint of a CLIP's text encoder, of the layers that the MODEL reads; computed once for each."""
+    """The fingerprint of a CLIP's text encoder, of the layers that the MODEL uses; cached."""
 
     def compute() -> str:
         unet = network_tensors(model, UNET_PREFIX, copy=False, patches=False).tensors
         text = network_tensors(clip.patcher, text_prefix(clip), copy=False, patches=patches).tensors
         return fingerprint(read_checkpoint({"unet": unet, "text_encoder": text}).text_encoder)
 
-    return _once(clip.patcher, "text encoder", patches, compute)
+    return _cached(clip.patcher, "text encoder", patches, compute)
 
 
 def _blocks(model: Any, *, patches: bool) -> dict[str, str]:
@@ -76,7 +77,7 @@ def _blocks(model: Any, *, patches: bool) -> dict[str, str]:
         unet = network_tensors(model, UNET_PREFIX, copy=False, patches=patches).tensors
         return block_fingerprints(read_checkpoint({"unet": unet}).unet)
 
-    return _once(model, "blocks", patches, compute)
+    return _cached(model, "blocks", patches, compute)
 
 
 def _weights(model: Any) -> str:
@@ -84,7 +85,7 @@ def _weights(model: Any) -> str:
         unet = network_tensors(model, UNET_PREFIX, copy=False).tensors
         return sampled_fingerprint(read_checkpoint({"unet": unet}).unet)
 
-    return _once(model, "weights", True, compute)
+    return _cached(model, "weights", True, compute)
 
 
 def _vae(models: Models) -> str:
@@ -93,8 +94,8 @@ def _vae(models: Models) -> str:
         vae = network_tensors(models.vae.patcher, copy=False).tensors
         return sampled_fingerprint(read_checkpoint({"unet": unet, "vae": vae}).vae)
 
-    return _once(models.vae.patcher, "vae", True, compute)
+    return _cached(models.vae.patcher, "vae", True, compute)
 
 
-def _once(patcher: Any, what: str, patches: bool, compute: Any) -> Any:
-    return once(patcher, (what, patcher.patches_uuid if patches else None), compute)
+def _cached(patcher: Any, name: str, patches: bool, compute: Any) -> Any:
+    return cached(patcher, (name, patcher.patches_uuid if patches else None), compute)

@@ -1,4 +1,4 @@
-"""Which family of models is in a socket."""
+"""Detects the architecture, family and prediction type of the models in sockets."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ...echodistill_core.models.checkpoint import read_checkpoint, schedule_of
 from ...echodistill_core.models.finite import check_finite
 from ...echodistill_core.models.sources import ModelSources, family_name
 from .sockets import Models
-from .weights import UNET_PREFIX, embedding_table, network_tensors, once
+from .weights import UNET_PREFIX, cached, embedding_table, network_tensors
 
-# ComfyUI computes its schedule in another order than diffusers; zero-SNR or shifted ones are farther away.
+# Covers the rounding between ComfyUI's and diffusers' schedules; zero-SNR and shifted schedules differ by more.
 SCHEDULE_TOLERANCE = 1e-4
 
 
 def architecture_of(model: Any) -> Architecture:
-    """The architecture of a MODEL's UNet. Raises InputError, saying what it looks like, for one of another family."""
+    """The architecture of a MODEL's UNet. Raises InputError for an unsupported one, naming its likely type."""
 
-    def look() -> Architecture:
+    def detect() -> Architecture:
         tensors = network_tensors(model, UNET_PREFIX, copy=False, patches=False).tensors
         return read_checkpoint({"unet": tensors}, origin="the MODEL").architecture
 
-    found: Architecture = once(model, "architecture", look)
+    found: Architecture = cached(model, "architecture", detect)
     return found
 
 
 def sources_of(models: Models) -> ModelSources:
-    """The core's name for these models, which decides recommended settings and where backbones are.
+    """The core's description of these models; it decides the recommended settings and the backbones.
 
-    Raises InputError for a part that is missing, and for a student, a teacher and a CLIP that do not belong together.
+    Raises InputError for a missing part, and for a student, teacher, CLIP or VAE that do not fit each other.
     """
     for name, part in {"student": models.student, "teacher": models.teacher, "CLIP": models.clip}.items():
         if part is None:
@@ -59,7 +59,7 @@ def sources_of(models: Models) -> ModelSources:
 
 
 def check_vae(vae: Any, model: Any, socket: str = "model") -> None:
-    """Raise InputError where a VAE's latents do not have the channels that a MODEL reads."""
+    """Raise InputError if a VAE's latents do not have the number of channels that a MODEL expects."""
     if _is_missing(vae):
         raise _missing("VAE")
     found, wanted = getattr(vae, "latent_channels", None), model.model.latent_format.latent_channels
@@ -73,12 +73,12 @@ def check_vae(vae: Any, model: Any, socket: str = "model") -> None:
 
 
 def check_vae_finite(vae: Any) -> None:
-    """Raise InputError where a VAE's weights hold NaN or infinity, which decoding turns into black or white pictures.
+    """Raise InputError if a VAE's weights contain NaN or infinity, which decode to black or white pictures.
 
-    Looked for once for each VAE.
+    Each VAE is checked only once.
     """
     check = partial(check_finite, names={}, origin="the VAE")
-    once(vae.patcher, "finite", lambda: check(vae.first_stage_model.state_dict()))
+    cached(vae.patcher, "finite", lambda: check(vae.first_stage_model.state_dict()))
 
 
 def _is_missing(vae: Any) -> bool:
@@ -90,7 +90,7 @@ def _missing(name: str) -> InputError:
 
 
 def prediction_of(model: Any, socket: str) -> str:
-    """What a MODEL predicts, in the core's words, from its sampling object (which ModelSamplingDiscrete may replace).
+    """A MODEL's prediction type in the core's terms: of its sampling object, which ModelSamplingDiscrete replaces.
 
     Raises InputError for another kind of model and for a schedule that is not Stable Diffusion's.
     """
@@ -102,7 +102,7 @@ def prediction_of(model: Any, socket: str) -> str:
         (comfy.model_sampling.V_PREDICTION, "v_prediction"),
         (comfy.model_sampling.EPS, "epsilon"),
     )
-    prediction = next((word for kind, word in kinds if isinstance(sampling, kind)), "")
+    prediction = next((name for kind, name in kinds if isinstance(sampling, kind)), "")
     sigmas = getattr(sampling, "sigmas", None)
     expected = schedule_of(STABLE_DIFFUSION_NOISE, "epsilon").alphas_cumprod
     found = None if sigmas is None else 1 / (1 + sigmas.detach().to("cpu", torch.float64) ** 2)

@@ -1,4 +1,4 @@
-"""What a training needs of memory, and how it shares it with ComfyUI."""
+"""Estimates the memory that training needs, and has ComfyUI free it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ...echodistill_core.settings import TrainSettings
 from ...echodistill_core.training.memory import activation_bytes
 
 GB = 1024**3
-MASTER_BYTES = 16  # of each number that learns: its value, its gradient and AdamW's two moments, in float32
+MASTER_BYTES = 16  # per trainable parameter: value, gradient and AdamW's two moments, in float32
 
 
 def default_precision(device: torch.device) -> str:
-    """bf16 where the device computes in it, fp32 elsewhere and on CPUs, where it is slower."""
+    """bf16 if the device supports it, otherwise fp32; fp32 on CPUs, where bf16 is slower."""
     if device.type == "cpu" or not mm.should_use_bf16(device):
         return "fp32"
     return "bf16"
@@ -30,55 +30,56 @@ def default_precision(device: torch.device) -> str:
 
 def least_bytes(
     models: Sequence[Any],
-    learning: int,
+    trainable: int,
     backbone_files: Iterable[BackboneFiles],
     settings: TrainSettings,
     device: torch.device,
 ) -> int:
-    """Bytes that weights and optimisers take of the device's memory at least; activations come on top.
+    """The least device memory for weights and optimisers, in bytes, without activations.
 
-    models: the ModelPatchers of student, teacher, CLIP and VAE. learning: how many numbers learn, over all roles.
+    models: the ModelPatchers of student, teacher, CLIP and VAE. trainable: number of trainable
+    parameters over all roles.
     """
     dtype = DTYPES[settings.precision]
     if settings.memory_mode == "low" and device.type not in ONE_MEMORY:
         models = models[1:]  # one UNet at a time
     weights = [p for patcher in models for p in patcher.model.parameters()]
-    files = sum(size(p) for place in backbone_files for p in (place.encoder, place.projector) if p is not None)
-    # Backbones' files hold float32 as they are published.
-    total = sum(p.numel() for p in weights) * dtype.itemsize + files * dtype.itemsize // 4 + learning * MASTER_BYTES
+    files = sum(size(p) for b in backbone_files for p in (b.encoder, b.projector) if p is not None)
+    # Published backbone files are float32.
+    total = sum(p.numel() for p in weights) * dtype.itemsize + files * dtype.itemsize // 4 + trainable * MASTER_BYTES
     if device.type == "cpu":
-        # The copies of the user's weights lie in the same memory, beside what was cast from them.
+        # The copies of the user's weights and the casts made from them are in the same memory.
         total += sum(p.numel() * p.element_size() for p in weights if p.dtype != dtype)
     return total
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of the weights in a folder."""
+    """Size of a file, or of the safetensors files in a folder, in bytes."""
     files = path.rglob("*.safetensors") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
 
 
 @contextmanager
 def free_memory_for(needed: int, device: torch.device, settings: TrainSettings, resolution: int) -> Iterator[str]:
-    """Have ComfyUI free the device's memory for the block, and give it back after it.
+    """Have ComfyUI free the device's memory for the block, and release the block's cached memory afterwards.
 
-    needed: bytes of weights and optimisers. resolution: of the training images, for what activations take.
-    Yields what is needed and what is free, in words. Raises InputError where weights alone would not fit.
+    needed: bytes of weights and optimisers. resolution: side of the training images in pixels, for the activations.
+    Yields a message with needed and free memory. Raises InputError if the weights alone do not fit.
     """
-    all_in_all = needed + activation_bytes(settings, resolution)
-    mm.free_memory(all_in_all, device)
+    total = needed + activation_bytes(settings, resolution)
+    mm.free_memory(total, device)
     mm.soft_empty_cache()
     free = mm.get_free_memory(device)
-    words = (
-        f"about {all_in_all / GB:.1f} GB, of which {needed / GB:.1f} GB for weights and optimisers, "
+    message = (
+        f"about {total / GB:.1f} GB, of which {needed / GB:.1f} GB for weights and optimisers, "
         f"{free / GB:.1f} GB free on {device}"
     )
     if needed > free:
-        raise InputError(f"there is not enough memory to train: {words}; {'; '.join(_remedies(settings, device))}.")
-    if all_in_all > free and settings.memory_mode == "normal":
-        words += "; where that runs out, memory_mode low takes less"
+        raise InputError(f"there is not enough memory to train: {message}; {'; '.join(_remedies(settings, device))}.")
+    if total > free and settings.memory_mode == "normal":
+        message += "; where that runs out, memory_mode low takes less"
     try:
-        yield words
+        yield message
     finally:
         gc.collect()
         mm.soft_empty_cache()

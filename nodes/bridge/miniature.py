@@ -1,4 +1,4 @@
-"""The embedded family as ComfyUI's own objects: MODEL, CLIP and VAE that stock nodes work with."""
+"""The embedded family as ComfyUI's MODEL, CLIP and VAE objects, usable with stock nodes."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ TEXT = MINIATURE.text_encoder
 VAE = MINIATURE.vae
 WIDTH = UNET["block_out_channels"][0]
 LAYERS = UNET["layers_per_block"]
-# Which blocks have cross-attention, level by level from the widest picture on, as diffusers and as ComfyUI say it. The
-# way up has one layer more, and ComfyUI takes it from the end.
+# Transformer depth of each level, from the highest resolution on. Up blocks have one layer more than down blocks, and
+# ComfyUI reads their list from the end.
 _DOWN = [int("CrossAttn" in kind) for kind in UNET["down_block_types"]]
 _UP = [int("CrossAttn" in kind) for kind in reversed(UNET["up_block_types"])]
 
 
 class LatentFormat(comfy.latent_formats.LatentFormat):
-    """Stable Diffusion's scale, with more channels."""
+    """Stable Diffusion's latent format with the miniature's scale and channels."""
 
     scale_factor = VAE["scaling_factor"]
     latent_channels = VAE["latent_channels"]
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
-    """Stable Diffusion 2's way of working."""
+    """Model configuration of the miniature, like that of Stable Diffusion 2."""
 
     unet_config: ClassVar[dict[str, Any]] = {}
     # The base class's own entry would force heads of 64.
@@ -48,12 +48,12 @@ class ModelConfig(comfy.supported_models_base.BASE):
     prediction = "epsilon"
 
     def model_type(self, state_dict: Any, prefix: str = "") -> Any:
-        """What the UNet predicts, in ComfyUI's words."""
+        """The prediction type as ComfyUI's ModelType."""
         types = comfy.model_base.ModelType
         return {"epsilon": types.EPS, "v_prediction": types.V_PREDICTION}[self.prediction]
 
     def inpaint_model(self) -> bool:
-        """ComfyUI takes every UNet with more than 4 input channels for one that paints into masks."""
+        """False; ComfyUI would take every UNet with more than 4 input channels for an inpainting model."""
         return False
 
 
@@ -123,7 +123,7 @@ def load_miniature(embedding_directory: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def load_model(role: str, disable_dynamic: bool = False) -> Any:
-    """The MODEL of one role. disable_dynamic: newer ComfyUIs ask for it when they make a MODEL anew."""
+    """The MODEL of one role. disable_dynamic: newer ComfyUI versions set it when they rebuild a MODEL."""
     checkpoint = read_checkpoint(embedded_folder(role))
     config = ModelConfig(
         {
@@ -155,10 +155,10 @@ def load_model(role: str, disable_dynamic: bool = False) -> Any:
         torch.float32, mm.unet_manual_cast(torch.float32, device, config.supported_inference_dtypes)
     )
     names = layout.unet_names(checkpoint.unet, MINIATURE)
-    tensors = {there: checkpoint.unet[here] for here, there in names.items()}
+    tensors = {comfyui_name: checkpoint.unet[name] for name, comfyui_name in names.items()}
     model = config.get_model({}, "", device=mm.unet_offload_device())
     expected = model.diffusion_model.state_dict()
-    if expected.keys() != tensors.keys():  # which ComfyUI would only log
+    if expected.keys() != tensors.keys():  # ComfyUI would only log this
         raise InputError(
             f"this ComfyUI builds the miniature's UNet differently ({len(expected)} tensors, the file has "
             f"{len(tensors)}); update ComfyUI or this pack."
@@ -168,20 +168,20 @@ def load_model(role: str, disable_dynamic: bool = False) -> Any:
     if not disable_dynamic:
         patcher = getattr(comfy.model_patcher, "CoreModelPatcher", patcher)
     result = patcher(model, load_device=device, offload_device=mm.unet_offload_device())
-    # From this newer ComfyUIs make a MODEL anew where a copy of its weights is wanted.
+    # Newer ComfyUI versions rebuild a MODEL with this when they need a copy of its weights.
     result.cached_patcher_init = (load_model, (role,))
     return result
 
 
 def _clip(checkpoint: Checkpoint, embedding_directory: Any) -> Any:
     tensors = {f"text_model.{name}": tensor for name, tensor in checkpoint.text_encoder.items()}
-    # ComfyUI's text model has CLIP's projection, which Stable Diffusion does not read.
+    # ComfyUI's text model has CLIP's projection, which Stable Diffusion does not use.
     tensors["text_projection.weight"] = torch.eye(TEXT["hidden_size"])
     clip = comfy.sd.CLIP(
         comfy.supported_models_base.ClipTarget(Tokenizer, ClipModel),
         embedding_directory=embedding_directory,
         parameters=sum(tensor.numel() for tensor in tensors.values()),
-        # Small enough for single precision everywhere, and then equal to the core's.
+        # float32 on every device: the model is small, and the result then equals the core's.
         model_options={"dtype": torch.float32},
     )
     missing, unexpected = clip.load_sd(tensors)

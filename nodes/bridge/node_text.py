@@ -1,4 +1,4 @@
-"""The text on a node: its state, the notes that stay beside it, and every message of the pack before it is raised."""
+"""The text on a node: its status, notes that stay below the status, and error messages."""
 
 from __future__ import annotations
 
@@ -24,55 +24,55 @@ NodeError = type(
     (Exception,),
     {
         "__module__": "builtins",
-        "__doc__": "A user's mistake, in one sentence, as ComfyUI shows it: `EchoDistill: ...`.",
+        "__doc__": "A user error in one sentence, shown by ComfyUI as `EchoDistill: ...`.",
     },
 )
 
 
 class NodeText:
-    """What a node shows while it runs: one text that is replaced, and notes that stay below it to the end."""
+    """The text of a node that is running: a status that is replaced, and notes that stay below it until the end."""
 
     def __init__(self, node_id: str | None) -> None:
         self.node_id = node_id
-        self.state = ""
-        self.is_final = False  # whether the state says how the run of the node ended
+        self.status = ""
+        self.is_final = False  # whether the status says how the run of the node ended
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
-        """Keep a note on the node, and in ComfyUI's log."""
+        """Add a note to the node and to ComfyUI's log."""
         if text not in self.notes:
             self.notes.append(text)
             log.warning("EchoDistill: %s", text)
             self.show()
 
-    def say(self, text: str, *, is_final: bool = False) -> None:
-        """Replace the state."""
-        self.state, self.is_final = text, is_final
+    def set_status(self, text: str, *, is_final: bool = False) -> None:
+        """Replace the status."""
+        self.status, self.is_final = text, is_final
         self.show()
 
     def show(self) -> None:
-        """Send state and notes to the client that runs the node."""
-        _send(self.node_id, "\n".join(filter(None, [self.state, *self.notes])))
+        """Send status and notes to the client that queued the prompt."""
+        _send(self.node_id, "\n".join(filter(None, [self.status, *self.notes])))
 
 
 _current: ContextVar[NodeText | None] = ContextVar("echodistill_node_text", default=None)
-_with_text: set[str] = set()  # nodes that show a text, which the next run has to replace or clear
+_nodes_with_text: set[str] = set()  # nodes that show a text; their next run replaces or clears it
 
 
-def say(node_id: str | None, text: str, *, is_final: bool = False) -> None:
-    """Show a text on a node, above the notes that it has taken while it ran.
+def set_status(node_id: str | None, text: str, *, is_final: bool = False) -> None:
+    """Show a status on a node, above its notes.
 
-    is_final: whether it says how the run of the node ended, so that Cancel adds nothing.
+    is_final: whether it says how the run of the node ended; Cancel then does not replace it.
     """
     current = _current.get()
     if current is not None and current.node_id == node_id:
-        current.say(text, is_final=is_final)
+        current.set_status(text, is_final=is_final)
     else:
         _send(node_id, text)
 
 
 def note(text: str) -> None:
-    """Keep a note on the node that is running."""
+    """Add a note to the running node."""
     current = _current.get()
     if current is None:
         log.warning("EchoDistill: %s", text)
@@ -81,10 +81,11 @@ def note(text: str) -> None:
 
 
 def shown_on_node(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a node's `execute` show its warnings and errors on the node itself.
+    """Decorate a node's `execute` so that warnings and errors are shown on the node.
 
-    Every notice of the core becomes a note. Its errors are said on the node and raised as NodeError, which ComfyUI
-    shows as `EchoDistill: ...`; those by which ComfyUI frees its memory are raised as they are.
+    Every Notice of the core becomes a note. Errors of the core become the status and are raised as NodeError, which
+    ComfyUI shows as `EchoDistill: ...`. Out-of-memory errors are raised unchanged, because ComfyUI frees its models
+    when it sees one.
     """
 
     @functools.wraps(execute)
@@ -94,35 +95,35 @@ def shown_on_node(execute: Callable[..., Any]) -> Callable[..., Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", Notice)
-                warnings.showwarning = _as_note(warnings.showwarning)
+                warnings.showwarning = _note_notices(warnings.showwarning)
                 result = execute(cls, *args, **kwargs)
         except EchoDistillError as error:
-            text.say(str(error))
+            text.set_status(str(error))
             if isinstance(error, mm.OOM_EXCEPTION):
                 raise
             raise NodeError(str(error)) from None
         except mm.InterruptProcessingException:
             if not text.is_final:
-                text.say("cancelled")
+                text.set_status("cancelled")
             raise
         except BaseException as error:
-            text.say(f"stopped by an error of another kind: {shortened(error)}")
+            text.set_status(f"stopped by an error of another kind: {shortened(error)}")
             raise
         finally:
             _current.reset(token)
-        if not text.state and not text.notes and text.node_id in _with_text:
+        if not text.status and not text.notes and text.node_id in _nodes_with_text:
             _send(text.node_id, "")
         return result
 
     return wrapper
 
 
-def _as_note(otherwise: Callable[..., None]) -> Callable[..., None]:
+def _note_notices(fallback: Callable[..., None]) -> Callable[..., None]:
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, Notice):
             note(str(message))
         else:
-            otherwise(message, category, *where, **more)
+            fallback(message, category, *where, **more)
 
     return show
 
@@ -131,6 +132,6 @@ def _send(node_id: str | None, text: str) -> None:
     server = PromptServer.instance
     if node_id is None or server is None:
         return
-    (_with_text.add if text else _with_text.discard)(node_id)
-    # The front end takes it for HTML, in which <new1> would be a tag and vanish.
+    (_nodes_with_text.add if text else _nodes_with_text.discard)(node_id)
+    # The front end renders the text as HTML, where <new1> would be an unknown tag.
     server.send_progress_text(html.escape(text, quote=False), node_id, server.client_id)

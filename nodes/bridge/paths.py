@@ -1,7 +1,7 @@
-"""Where nodes read and write: names instead of paths, and never out of ComfyUI's own folders.
+"""Resolves names from widgets to paths inside ComfyUI's folders.
 
-Anyone who reaches the server can queue a prompt, so a name from a widget is only ever looked up in a list that was made
-here, and the real path behind it, links followed, must lie in the folder that it was listed for.
+Anyone who can reach the server can queue a prompt. So a name from a widget must be in a list made by this module, and
+its real path, with links followed, must lie inside the listed folder.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ...echodistill_core.messages import quoted
 from ...echodistill_core.tensorfile import read_header
 
 NONE = "none"
-RUNS = "echodistill"  # of the output folder
-DEPTH = 3  # of sub-folders that are listed
+RUNS = "echodistill"  # sub-folder of the output folder
+DEPTH = 3  # levels of sub-folders that are listed
 
 _headers: dict[tuple[str, float, int], bool] = {}
 
 
 def input_folders() -> list[str]:
-    """The sub-folders of ComfyUI's input folder, by their names with "/" between levels."""
+    """Relative paths of the sub-folders of ComfyUI's input folder, with "/" between levels, up to DEPTH levels deep."""
     root = Path(folder_paths.get_input_directory())
     found: list[str] = []
     level = [root]
@@ -52,7 +52,7 @@ def adapter_names() -> list[str]:
 
 
 def adapter_path(name: str) -> Path:
-    """The path of a listed adapter. Raises InputError where it is none, is gone, or lies outside of its folder."""
+    """The path of a listed adapter. Raises InputError if it is no adapter, is gone, or lies outside its folder."""
     found = folder_paths.get_full_path("loras", name) if name in folder_paths.get_filename_list("loras") else None
     roots = [Path(root) for root in folder_paths.get_folder_paths("loras")]
     if found is None or not any(_inside(Path(found), root) for root in roots):
@@ -66,13 +66,13 @@ def adapter_path(name: str) -> Path:
 
 
 def run_folder(class_noun: str, fingerprint: str) -> Path:
-    """Where the run of this fingerprint is kept: output/echodistill/<noun>-<fingerprint>."""
+    """The folder of the run with this fingerprint: output/echodistill/<noun>-<fingerprint>."""
     noun = re.sub(r"[^\w-]+", "-", class_noun.strip().lower()).strip("-")[:40] or "concept"
     return Path(folder_paths.get_output_directory()) / RUNS / f"{noun}-{fingerprint}"
 
 
 def folder_state(folder: Path) -> list[tuple[str, int, int]]:
-    """Names, times and sizes of a folder's photographs: what changes when they do."""
+    """Names, modification times (ns) and sizes (bytes) of a folder's photographs, to detect changes."""
     return [(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in find_photographs(folder)]
 
 

@@ -1,4 +1,4 @@
-"""ComfyUI's IMAGE, (B, H, W, 3) in [0, 1], and the core's pictures."""
+"""Converts between ComfyUI's IMAGE, (B, H, W, 3) in [0, 1], and the core's images, (B, 3, H, W) in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...echodistill_core.concept.photographs import Photograph
 
 
 def photographs_of(images: Tensor) -> list[Photograph]:
-    """An IMAGE batch as photographs, 8 bits a channel; alpha is laid on white."""
+    """An IMAGE batch, RGB or RGBA, as photographs with 8 bits per channel; transparency becomes white."""
     pixels = (images.detach().to("cpu", torch.float32).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     result = []
     for i, array in enumerate(pixels):
@@ -26,17 +26,17 @@ def photographs_of(images: Tensor) -> list[Photograph]:
 
 
 def image_of(unit: Tensor) -> Tensor:
-    """The core's images (B, 3, H, W) in [-1, 1] as an IMAGE."""
+    """Convert the core's images (B, 3, H, W) in [-1, 1] to an IMAGE on the CPU."""
     return ((unit.detach().to("cpu", torch.float32).clamp(-1, 1) + 1) / 2).movedim(1, -1).contiguous()
 
 
 def unit_of(images: Tensor) -> Tensor:
-    """An IMAGE as the core's images (B, 3, H, W) in [-1, 1], on the CPU."""
+    """Convert an IMAGE to the core's images (B, 3, H, W) in [-1, 1] on the CPU; alpha is dropped."""
     return images[..., :3].detach().to("cpu", torch.float32).movedim(-1, 1) * 2 - 1
 
 
 def image_of_files(paths: Sequence[Path]) -> Tensor:
-    """Picture files of equal size as an IMAGE."""
+    """Read picture files of equal size as an IMAGE."""
     arrays = []
     for path in paths:
         with Image.open(path) as picture:

@@ -1,4 +1,4 @@
-"""Whether student and teacher may sit in each other's socket: by what they predict, and by a trial of both."""
+"""Detects swapped student and teacher sockets, by prediction type and by a trial of both models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .sockets import Models
 
 NOISES = 4
 SEED = 0
-MARGIN = 1.3  # two models alike differ by chance; swapped ones by 2 to 3 times in the miniature
-LARGEST_SIDE = 32  # of the latents; larger ones tell no more and take most of a minute on a CPU
+MARGIN = 1.3  # ratio; similar models differ by chance, swapped ones by a factor of 2 to 3 for the miniature
+LARGEST_SIDE = 32  # of the latents; larger latents give the same answer but take most of a minute on a CPU
 
 
 def check_roles(models: Models, *, stop: bool) -> None:
-    """Raise InputError where student and teacher seem to sit in each other's socket; without `stop`, note it only."""
+    """Raise InputError if student and teacher seem to be swapped; without `stop`, only show a note."""
     doubt = _doubt_by_prediction(models) or _doubt_by_trial(models)
     if doubt and stop:
         raise InputError(
@@ -36,9 +36,10 @@ def _doubt_by_prediction(models: Models) -> str:
 
 
 def _doubt_by_trial(models: Models) -> str:
-    """From pure noise a model made for one step draws a picture of its own for every noise, while one made for many
-    steps answers with nearly the same blur: its guess varies less from noise to noise. In the miniature 2 to 3 times
-    less.
+    """Compare how much the one-step predictions from pure noise vary between noise samples.
+
+    A one-step model predicts a different picture for each noise sample. A multi-step model predicts nearly the same
+    blur for all: for the miniature its standard deviation is 2 to 3 times smaller.
     """
     side = min(architecture_of(models.student).unet["sample_size"], LARGEST_SIDE)
     text, empty = encode(models.clip, ""), torch.zeros([NOISES, 4, side, side])

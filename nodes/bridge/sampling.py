@@ -1,4 +1,4 @@
-"""Sampling in one to four steps, to the last bit what ComfyUI's own nodes give, without encoding a prompt twice."""
+"""Sampling in one to four steps, bit-identical to ComfyUI's own nodes, with a cache of encoded prompts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 STEPS = (1, 2, 4)
-# SD-Turbo was distilled at these; ComfyUI's SDTurboScheduler takes its steps from them in this order.
+# SD-Turbo's distillation timesteps. SDTurboScheduler takes its steps from this list, in this order.
 TURBO_TIMESTEPS = tuple(range(999, 0, -100))
 _PROMPTS_KEPT = 8
 
-# CLIP -> prompt -> conditioning, newest last. A CLIP that learned another word is another object.
+# CLIP -> prompt -> conditioning, newest last. A CLIP with another placeholder is another object.
 _encoded: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 def encode(clip: Any, prompt: str) -> Any:
-    """CONDITIONING of a prompt, as CLIPTextEncode makes it; of a prompt that was seen lately, the one it made then."""
+    """CONDITIONING of a prompt, as from CLIPTextEncode; cached for the last few prompts of each CLIP."""
     known = _encoded.setdefault(clip, {})
     key = (prompt, clip.layer_idx)
     if key not in known:
@@ -33,7 +33,7 @@ def encode(clip: Any, prompt: str) -> Any:
 
 
 def turbo_sigmas(model: Any, steps: int, denoise: float) -> Tensor:
-    """SDTurboScheduler's noise levels, (steps + 1,): with less denoise it begins later in the list and ends sooner."""
+    """SDTurboScheduler's noise levels, (steps + 1,) or fewer: a lower denoise starts later in TURBO_TIMESTEPS."""
     first = len(TURBO_TIMESTEPS) - int(len(TURBO_TIMESTEPS) * denoise)
     timesteps = torch.tensor(TURBO_TIMESTEPS[first : first + steps])
     sigmas = model.get_model_object("model_sampling").sigma(timesteps)
@@ -41,10 +41,10 @@ def turbo_sigmas(model: Any, steps: int, denoise: float) -> Tensor:
 
 
 def sample(model: Any, positive: Any, latent: Tensor, sigmas: Tensor, seed: int) -> Tensor:
-    """LATENT samples from a latent with the seed's noise, without guidance, by ancestral Euler steps.
+    """Sample a latent (B, C, h, w) with the seed's noise, by ancestral Euler steps without guidance.
 
-    The last of those gives exactly what the model takes the clean latent for. Without guidance the negative prompt is
-    not looked at, so that one pass of the UNet is a step.
+    The last step returns the model's prediction of the clean latent. Without guidance the negative prompt is not
+    evaluated, so each step is one forward pass of the UNet.
     """
     latent = comfy.sample.fix_empty_latent_channels(model, latent)
     noise = comfy.sample.prepare_noise(latent, seed)

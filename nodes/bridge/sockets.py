@@ -1,4 +1,4 @@
-"""What the pack's own sockets carry."""
+"""The pack's own socket types and the objects that they pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AdapterSocket = io.Custom("ECHO_ADAPTER")
 
 @dataclass(frozen=True)
 class Concept:
-    """The subject to learn: its photographs as they are, and how captions name it."""
+    """The subject to learn: its unprocessed photographs, class noun, placeholder and crop mode."""
 
     photographs: tuple[Photograph, ...]
     class_noun: str
@@ -28,7 +28,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Models:
-    """The user's own objects that a run was trained from: MODEL, MODEL, CLIP and VAE."""
+    """The user's MODEL (student), MODEL (teacher), CLIP and VAE objects of a run."""
 
     student: Any
     teacher: Any
@@ -38,7 +38,7 @@ class Models:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run on disk with the models that it needs to go on, and whether to save memory with them."""
+    """A run on disk, the models to continue it with, and the memory mode."""
 
     run: Run
     models: Models
@@ -47,6 +47,6 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """The adapter files of one result, by role: "student" and, where it learned, "teacher"."""
+    """The adapter files of one result by role: "student" and, if it was trained, "teacher"."""
 
     paths: dict[str, Path]

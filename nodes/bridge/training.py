@@ -1,4 +1,4 @@
-"""What the two training nodes share: the models of a run, read once, and what a finished stage shows."""
+"""Shared parts of the two training nodes: the family to train, and the results of a finished stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...echodistill_core.training.run import Run
 from .backbones import find_backbones
 from .family import build_family
 from .memory import free_memory_for, least_bytes
-from .node_text import note, say
+from .node_text import note, set_status
 from .paths import RUNS
 from .pictures import image_of_files
 from .progress import figures
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def backbone_files_of(settings: TrainSettings, sources: ModelSources) -> dict[str, BackboneFiles] | None:
-    """Where the backbones of these settings are; None for the miniature's, which come with the package."""
+    """The files of the backbones that these settings need; None for the miniature, which has its own."""
     if sources.family == "miniature":
         return None
     return find_backbones(needed_backbones(settings).values())
@@ -43,35 +43,35 @@ def family_on_device(
     backbone_files: dict[str, BackboneFiles] | None,
     node: str | None,
 ) -> Iterator[Family]:
-    """The models as a family to train, with ComfyUI's own models moved out of its way; all is given back afterwards.
+    """The models as a family to train, with enough device memory freed for it. The memory is released afterwards.
 
-    resolution: of the training images.
-    Raises InputError where they do not fit each other or the memory.
+    resolution: side of the training images in pixels. node: id of the node that shows status and notes.
+    Raises InputError if the models do not fit each other or the memory.
     """
     device = mm.get_torch_device()
     needed = least_bytes(
         [models.student, models.teacher, models.clip.patcher, models.vae.patcher],
-        _learning(models, settings),
+        _trainable(models, settings),
         (backbone_files or {}).values(),
         settings,
         device,
     )
-    with free_memory_for(needed, device, settings, resolution) as words:
-        log.info("EchoDistill: training needs %s", words)
-        say(node, f"training needs {words}")
-        family, taken = build_family(models)
-        for text in taken:
+    with free_memory_for(needed, device, settings, resolution) as memory:
+        log.info("EchoDistill: training needs %s", memory)
+        set_status(node, f"training needs {memory}")
+        family, notes = build_family(models)
+        for text in notes:
             note(text)
         try:
             yield family
         except mm.OOM_EXCEPTION as error:
-            # ComfyUI frees all models when it sees this, so it must; the checkpoint before it is on disk.
-            say(node, str(error))
+            # Re-raised, because ComfyUI then frees all models; the last checkpoint is on disk.
+            set_status(node, str(error))
             raise
 
 
-def _learning(models: Models, settings: TrainSettings) -> int:
-    """How many numbers learn, over both roles: keys and values of the cross-attention, all, or next to none."""
+def _trainable(models: Models, settings: TrainSettings) -> int:
+    """Number of trainable UNet parameters over both roles: cross-attention keys and values, all, or (nearly) none."""
     kind = settings.trainable.removesuffix("+token")
     parts = {"kv": (".attn2.to_k.", ".attn2.to_v."), "full": ("",)}.get(kind, ())
     return sum(
@@ -94,7 +94,7 @@ def samples_of(run: Run, stage: str) -> Tensor:
 
 
 def losses_of(run: Run, stage: str) -> Tensor:
-    """The stage's plot of losses as an IMAGE."""
+    """The stage's loss plot as an IMAGE."""
     return image_of_files([run.path(stage, "losses.png")])
 
 

@@ -1,4 +1,4 @@
-"""Weights and names of what is in MODEL, CLIP and VAE sockets. The user's objects are read, never changed."""
+"""Reads weights and names from MODEL, CLIP and VAE objects, without changing them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNET_PREFIX = "diffusion_model."
 
 @dataclass(frozen=True)
 class Tensors:
-    """A network's tensors on the CPU, copies of the user's, patches included. patched: how many had patches."""
+    """A network's tensors by name. patched: how many of them had patches applied."""
 
     tensors: dict[str, Tensor]
     patched: int
@@ -29,16 +29,16 @@ def network_tensors(
 ) -> Tensors:
     """A ModelPatcher's weights under their names without `prefix`.
 
-    copy: ordinary tensors of one's own on the CPU, which can be trained; otherwise the user's very tensors, to look at.
-    patches: with what Load LoRA and others added, as sampling would use them; False takes the checkpoint's own.
-    part: a part of the names of those that are wanted with patches; "" for all.
-    The network's state dictionary would hold whichever clone's patches were loaded last.
+    copy: return trainable copies on the CPU; False returns the user's own tensors, for reading only.
+    patches: apply the patches of Load LoRA and other nodes, as sampling does; False returns the checkpoint's weights.
+    part: apply patches only to names that contain it; "" for all.
+    Not read from the network's state dictionary, which holds the patches of the clone that was loaded last.
     """
     result: dict[str, Tensor] = {}
     patched = 0
-    # Loader nodes run in inference mode; a copy made outside of it is an ordinary tensor.
+    # Nodes run in inference mode; copies made outside it can be trained.
     with torch.inference_mode(False):
-        # Of each entry, the first is the weight without patches and how to convert it; the others are patches.
+        # The first item of each entry is the unpatched weight and its conversion function; the others are patches.
         for key, ((weight, convert), *rest) in patcher.get_key_patches(prefix or None).items():
             if key.endswith(_SCALES):
                 continue
@@ -52,7 +52,7 @@ def network_tensors(
     return Tensors(result, patched)
 
 
-# What ComfyUI keeps beside a weight of 8 bits or less; its own function multiplies it in.
+# Scales that ComfyUI stores next to quantised weights; its conversion function applies them.
 _SCALES = (
     ".scale_weight",
     ".scale_input",
@@ -65,13 +65,13 @@ _SCALES = (
 
 
 def _dequantised(weight: Tensor, convert: Callable[..., Tensor]) -> Tensor:
-    """A weight in the values that sampling computes with: an 8-bit one times its scale, in half precision.
+    """The weight with the values that sampling uses: quantised weights times their scale, fp8 ones in half precision.
 
-    convert: ComfyUI's function of the layer that the weight belongs to; other weights are returned as they are.
+    convert: ComfyUI's conversion function of the layer. Other weights are returned unchanged.
     """
     if weight.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         return convert(weight.to("cpu", torch.float32, copy=True), inplace=True).half()
-    if type(weight) not in (Tensor, torch.nn.Parameter):  # a quantised tensor of ComfyUI's own
+    if type(weight) not in (Tensor, torch.nn.Parameter):  # one of ComfyUI's quantised tensor classes
         return convert(weight).to("cpu")
     return weight
 
@@ -92,23 +92,23 @@ def clip_name(clip: Any) -> str:
 
 
 def text_prefix(clip: Any) -> str:
-    """What the names of a CLIP's text encoder begin with. Raises InputError as `clip_name` does."""
+    """The name prefix of the tensors of a CLIP's text encoder. Raises InputError as `clip_name` does."""
     return f"{clip_name(clip)}.transformer."
 
 
 def embedding_table(clip: Any) -> Tensor:
-    """The vocabulary's embeddings of a CLIP, (49408, width). Raises InputError as `clip_name` does."""
+    """A CLIP's token embedding table, (49408, width). Raises InputError as `clip_name` does."""
     table: Tensor = getattr(clip.cond_stage_model, clip_name(clip)).transformer.get_input_embeddings().weight
     return table
 
 
-# Hashing a text encoder takes most of a second, and a strength slider would pay it at every touch.
-_known: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+# Hashing a text encoder takes most of a second, too long to repeat for every change of a widget.
+_cache: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
-def once(patcher: Any, key: Any, compute: Callable[[], Any]) -> Any:
-    """compute(), or what it gave before for this ModelPatcher's network and key."""
-    known = _known.setdefault(patcher.model, {})
-    if key not in known:
-        known[key] = compute()
-    return known[key]
+def cached(patcher: Any, key: Any, compute: Callable[[], Any]) -> Any:
+    """compute(), cached by the ModelPatcher's network and by key."""
+    entries = _cache.setdefault(patcher.model, {})
+    if key not in entries:
+        entries[key] = compute()
+    return entries[key]

@@ -1,4 +1,4 @@
-"""Widgets made from the core's settings, so that a default, a range and a reason exist once."""
+"""Builds widgets from the core's settings, so that each default, range and description is written once."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 from comfy_api.latest import io
 
-CATEGORY = "EchoDistill"  # of every node in the menu
-AUTO = "auto"  # of a choice
-UNSET = -1  # of a number: no setting is negative
+CATEGORY = "EchoDistill"  # of every node in ComfyUI's menu
+AUTO = "auto"  # value of a combo that is not set
+UNSET = -1  # value of a number that is not set; no setting is negative
 LARGEST = 2**31 - 1
 
 
 def schema(*, search_aliases: Sequence[str] = (), **options: Any) -> io.Schema:
-    """A node's schema in the pack's category. search_aliases: other words for it, where this ComfyUI knows them."""
+    """A node's schema in the pack's category. search_aliases: search terms; older ComfyUI versions have none."""
     if "search_aliases" in {field.name for field in dataclasses.fields(io.Schema)}:
         options["search_aliases"] = list(search_aliases)
     return io.Schema(category=CATEGORY, **options)
 
 
 def widget(cls: type, name: str, **options: Any) -> io.Input:
-    """The widget of one setting with its own default; options: what to say otherwise about it."""
+    """The widget of one setting, with the setting's default. options: overrides for the widget's arguments."""
     field = _fields(cls)[name]
     low, high = field.metadata["low"], field.metadata["high"]
     kind = _kinds(cls)[name]
@@ -43,21 +43,21 @@ def widget(cls: type, name: str, **options: Any) -> io.Input:
 
 @functools.cache
 def advanced_widgets(cls: type, without: frozenset[str]) -> tuple[io.Input, ...]:
-    """A widget for every other setting, each left to the preset and the models until the user sets it.
+    """Advanced widgets for all settings except `without`. Unset ones take the value of preset and models.
 
-    Made once: ComfyUI asks for a node's schema several times in every prompt.
+    Cached, because ComfyUI asks for a node's schema several times for every prompt.
     """
     return tuple(_advanced(cls, name) for name in _fields(cls) if name not in without)
 
 
 def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the user has set: values of `advanced_widgets` without those left alone."""
-    words = {"on": True, "off": False}
-    return {name: words.get(value, value) for name, value in values.items() if value not in (AUTO, UNSET)}
+    """The settings that the user has set: `values` without the unset ones, with on and off as booleans."""
+    booleans = {"on": True, "off": False}
+    return {name: booleans.get(value, value) for name, value in values.items() if value not in (AUTO, UNSET)}
 
 
 def advanced(given: io.Input) -> io.Input:
-    """Mark an input as advanced: newer front ends fold it away, older ones show it."""
+    """Mark an input as advanced: newer front ends collapse it, older ones always show it."""
     given.extra_dict["advanced"] = True
     return given
 
@@ -65,7 +65,7 @@ def advanced(given: io.Input) -> io.Input:
 def _advanced(cls: type, name: str) -> io.Input:
     field = _fields(cls)[name]
     kind = _kinds(cls)[name]
-    default = ("on" if field.default else "off") if kind is bool else field.default
+    default: Any = ("on" if field.default else "off") if kind is bool else field.default
     if kind is bool or field.metadata["choices"]:
         options = [AUTO, *(field.metadata["choices"] or ("on", "off"))]
         tooltip = f"{_reason(field)} auto: what suits preset and models ({default} in the paper)."
@@ -76,7 +76,7 @@ def _advanced(cls: type, name: str) -> io.Input:
         high = int(high or LARGEST)
         return advanced(io.Int.Input(name, default=UNSET, min=UNSET, max=high, tooltip=tooltip))
     # Learning rates are millionths, weights hundredths.
-    step = 1e-6 if 0 < field.default < 0.01 else 0.01
+    step = 1e-6 if 0 < default < 0.01 else 0.01
     return advanced(
         io.Float.Input(name, default=UNSET, min=UNSET, max=high or 1000.0, step=step, round=False, tooltip=tooltip)
     )

@@ -1,4 +1,4 @@
-"""A real ComfyUI server in a folder of its own, and a client that queues prompts and hears what comes back."""
+"""A real ComfyUI server with its own folder, and a client that queues prompts and receives the messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PREVIEW, TEXT, PREVIEW_WITH_METADATA = 1, 3, 4  # ComfyUI's BinaryEventTypes
 
 @dataclass
 class Outcome:
-    """What one prompt gave: node -> its ui, the messages in order, and the error, if any."""
+    """The result of one prompt: node -> its ui, the messages in order, and the error, if any."""
 
     outputs: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -39,17 +39,21 @@ class Outcome:
     interrupted: bool = False
     ran: list[str] = field(default_factory=list)
 
+    def texts_on(self, node: str) -> list[str]:
+        """The texts shown on one node, in order."""
+        return [text for shown_on, text in self.texts if shown_on == node]
+
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The data of the messages of one type."""
         return [message["data"] for message in self.messages if message["type"] == kind]
 
 
 class RefusedError(Exception):
-    """ComfyUI did not take the prompt; the text holds every reason."""
+    """ComfyUI rejected the prompt; the text contains every reason."""
 
 
 class Server:
-    """One ComfyUI process with nothing but this pack in it."""
+    """One ComfyUI process with no other custom nodes than this pack."""
 
     def __init__(self, comfyui: Path, base: Path, log: Path) -> None:
         self.comfyui, self.base, self.log = comfyui, base, log
@@ -84,27 +88,27 @@ class Server:
         raise RuntimeError(f"ComfyUI did not start:\n{self.text()[-3000:]}")
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill the process without warning."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def text(self) -> str:
-        """All that it has logged."""
+        """The server's log."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def get(self, path: str) -> Any:
-        """What GET gives, read as JSON."""
+        """The response to GET, parsed as JSON."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=30) as answer:
             return json.loads(answer.read())
 
     def fetch(self, path: str) -> bytes:
-        """What GET gives, as it is."""
+        """The response to GET, as bytes."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=30) as answer:
             return bytes(answer.read())
 
     def post(self, path: str, data: Any) -> Any:
-        """What POST of JSON gives. Raises RefusedError with the body of an error."""
+        """The response to POST of JSON data. Raises RefusedError with the body of an error response."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/{path}",
             json.dumps(data).encode(),
@@ -132,12 +136,12 @@ class Server:
         return self.queue(prompt).wait(seconds, during)
 
     def queue(self, prompt: dict[str, Any]) -> Queued:
-        """Queue a prompt. Raises RefusedError where ComfyUI does not take it."""
+        """Queue a prompt. Raises RefusedError if ComfyUI rejects it."""
         return Queued(self, prompt)
 
 
 class Queued:
-    """A prompt that was queued by a client of its own."""
+    """A prompt queued by its own client."""
 
     def __init__(self, server: Server, prompt: dict[str, Any]) -> None:
         client = uuid.uuid4().hex
@@ -166,7 +170,7 @@ class Queued:
         return self.outcome
 
     def _take(self) -> bool:
-        """Hear one message; whether it was the last."""
+        """Receive one message; return whether it was the last."""
         try:
             message = self.socket.recv()
         except WebSocketTimeoutException:

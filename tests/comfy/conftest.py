@@ -15,7 +15,7 @@ import pytest
 
 PACK = Path(__file__).parents[2]
 CACHE = Path.home() / ".cache" / "echodistill"
-# Of ComfyUI's own requirements, those that a server does not start without.
+# The requirements of ComfyUI without which the server does not start.
 NEEDED = ("aiohttp", "torchsde", "av", "sqlalchemy", "websocket")
 FRONT_END = "comfyui_frontend_package"
 
@@ -29,12 +29,12 @@ def find_comfyui() -> Path | None:
 
 
 def why_not() -> str:
-    """Why no server can be started here, or nothing."""
+    """Why no server can be started here; "" if one can."""
     comfyui = find_comfyui()
     if comfyui is None or not (comfyui / "main.py").is_file():
         return f"no ComfyUI at COMFYUI_PATH or in {CACHE}; run: sh tests/comfy/run VERSION"
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    # Every version pins its own front end, so tests/comfy/run installs it beside the environment.
+    # Every version pins its own front end, so tests/comfy/run installs it outside the environment.
     beside = Path(os.environ.get("COMFYUI_FRONT_END", ".")) / FRONT_END
     if not beside.is_dir() and importlib.util.find_spec(FRONT_END) is None:
         absent.append(FRONT_END)
@@ -48,7 +48,7 @@ collect_ignore_glob = ["test_*.py"] if REASON else []
 
 
 def pytest_report_header() -> str:
-    """Which ComfyUI, or why none."""
+    """The ComfyUI under test, or the reason for none."""
     return f"ComfyUI: {REASON or find_comfyui()}"
 
 
@@ -66,7 +66,7 @@ def bridge(comfyui: Path) -> Any:
     sys.path.insert(0, str(comfyui))
     cli_args = importlib.import_module("comfy.cli_args")
     cli_args.args.cpu = True
-    # ComfyUI's own would bring all of its nodes; nobody is connected here.
+    # ComfyUI's server module would import all of its nodes.
     stub = ModuleType("server")
     stub.PromptServer = SimpleNamespace(instance=None)  # type: ignore[attr-defined]
     sys.modules["server"] = stub
@@ -79,16 +79,22 @@ def bridge(comfyui: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def core(bridge: Any) -> Any:
+    """Modules of the core by name, as the modules of nodes/bridge import them."""
+    return lambda name: importlib.import_module(f"pack.echodistill_core.{name}")
+
+
+@pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The server's folder: input, output, models, with photographs of two toys."""
     from echodistill_core.miniature.concepts import CONCEPTS, photographs
 
     folder = tmp_path_factory.mktemp("comfyui")
     for name, concept in (("mug", "dotted-mug"), ("cat", "striped-cat")):
-        place = folder / "input" / name
-        place.mkdir(parents=True)
+        photos = folder / "input" / name
+        photos.mkdir(parents=True)
         for i, photograph in enumerate(photographs(CONCEPTS[concept])):
-            photograph.image.save(place / f"{i}.png")
+            photograph.image.save(photos / f"{i}.png")
     return folder
 
 
@@ -104,5 +110,5 @@ def server(comfyui: Path, base: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def info(server: Any) -> dict[str, Any]:
-    """What the server says of every node."""
+    """The server's description of every node (object_info)."""
     return dict(server.get("object_info"))

@@ -1,4 +1,4 @@
-"""Prompts in ComfyUI's API form, built from small pieces."""
+"""Builders of prompts in ComfyUI's API form, and readers of their results."""
 
 from __future__ import annotations
 
@@ -34,13 +34,34 @@ def unset(info: dict[str, Any], kind: str) -> dict[str, Any]:
     return values
 
 
+def concept(info: dict[str, Any], folder: str = "none", noun: str = "mug", **options: Any) -> dict[str, Any]:
+    """LoadReferenceImages on a folder of the input folder."""
+    values = {**unset(info, "LoadReferenceImages"), "folder": folder, "class_noun": noun, **options}
+    return node("LoadReferenceImages", **values)
+
+
+def load_adapter(info: dict[str, Any], model: Link, clip: Link, **options: Any) -> dict[str, Any]:
+    """LoadEchoAdapter. options: from_training, adapter_name and other widgets."""
+    values = {**unset(info, "LoadEchoAdapter"), **options}
+    return node("LoadEchoAdapter", base_model=model, base_clip=clip, **values)
+
+
+def one_step(info: dict[str, Any], model: Link, clip: Link, vae: Link, prompt: str, **options: Any) -> dict[str, Any]:
+    """OneStepSample at 64 x 64 pixels."""
+    values = {**unset(info, "OneStepSample"), "prompt": prompt, "width": 64, "height": 64, **options}
+    return node("OneStepSample", model=model, clip=clip, vae=vae, **values)
+
+
+def save_adapter(prefix: str, role: str = "student") -> dict[str, Any]:
+    """SaveEchoAdapter of node "train"."""
+    return node("SaveEchoAdapter", from_training=["train", 1], filename_prefix=prefix, role=role)
+
+
 def training(info: dict[str, Any], folder: str = "mug", noun: str = "mug", **options: Any) -> dict[str, Any]:
     """LoadMiniature, LoadReferenceImages and EchoDistillTrain, as nodes "models", "concept", "train"."""
     return {
         "models": MINIATURE,
-        "concept": node(
-            "LoadReferenceImages", **{**unset(info, "LoadReferenceImages"), "folder": folder, "class_noun": noun}
-        ),
+        "concept": concept(info, folder, noun),
         "train": node(
             "EchoDistillTrain",
             student=["models", 0],
@@ -58,20 +79,8 @@ def sampled(
 ) -> dict[str, Any]:
     """LoadEchoAdapter, OneStepSample and PreviewImage, as nodes "adapter", "sample", "show"."""
     return {
-        "adapter": node(
-            "LoadEchoAdapter",
-            base_model=["models", 0],
-            base_clip=["models", 2],
-            from_training=adapter,
-            **unset(info, "LoadEchoAdapter"),
-        ),
-        "sample": node(
-            "OneStepSample",
-            model=["adapter", 0],
-            clip=["adapter", 1],
-            vae=["models", 3],
-            **{**unset(info, "OneStepSample"), "prompt": prompt, "width": 64, "height": 64, **options},
-        ),
+        "adapter": load_adapter(info, ["models", 0], ["models", 2], from_training=adapter),
+        "sample": one_step(info, ["adapter", 0], ["adapter", 1], ["models", 3], prompt, **options),
         "show": node("PreviewImage", images=["sample", 0]),
     }
 
@@ -111,9 +120,9 @@ def stock_chain(
     }
 
 
-def read_latent(path: Path) -> Tensor:
-    """What SaveLatent wrote."""
-    return load_file(path)["latent_tensor"]
+def saved_latent(base: Path, prefix: str) -> Tensor:
+    """The newest file that SaveLatent wrote under this prefix to the output folder of `base`."""
+    return load_file(max((base / "output").glob(f"{prefix}_*.latent")))["latent_tensor"]
 
 
 def pixels(png: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The front end as a user meets it: the template browser, Run, pictures; in a headless Chromium."""
+"""The front end in a headless Chromium: template browser, Run, pictures, text on nodes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tools.templates import WORKFLOWS
-from tools.workflows import FOLDER
+from tools.workflows import FOLDER, WORKFLOWS
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt-get install chromium)")
 
 TEMPLATE = "1 Learn a toy without downloads"
-# A whole training takes a minute; ECHODISTILL_SCREENSHOTS names a folder for pictures of one, for the README.
+# ECHODISTILL_SCREENSHOTS: a folder for screenshots of a full training (one minute), for the README.
 SCREENSHOTS = os.environ.get("ECHODISTILL_SCREENSHOTS", "")
 ITERATIONS = 200 if SCREENSHOTS else 4
 SHOWN = "() => app.graph._nodes.filter(n => n.type == 'PreviewImage').every(n => n.imgs && n.imgs.length)"
@@ -75,13 +74,13 @@ def opened(page):
 
 
 def test_every_node_of_the_template_is_known_and_wired(opened):
-    """What a front end does not know it draws red; what does not fit it leaves unconnected."""
+    """The front end draws unknown nodes red and leaves unknown inputs unconnected."""
     nodes = opened.evaluate(
         "app.graph._nodes.map(n => ({type: n.type, known: !!n.constructor.nodeData || n.type == 'MarkdownNote',"
         " free: (n.inputs || []).filter(i => i.link == null && !i.widget).map(i => i.name)}))"
     )
     assert all(node["known"] for node in nodes), nodes
-    # The adapter node takes training's socket, and a sampler need not begin from a picture.
+    # The image input of One-Step Sample is optional.
     free = {(node["type"], name) for node in nodes for name in node["free"]}
     assert free <= {("OneStepSample", "image")}
 
@@ -135,11 +134,11 @@ HEIGHT = "type => app.graph._nodes.find(n => n.type == type).size[1]"
 @pytest.mark.parametrize(
     ("widget", "value", "right", "words"),
     [
-        ("folder", "gone", "none", "is no folder of ComfyUI's input folder"),  # refused before anything runs
-        ("placeholder", "dog", "<new1>", "already a word of the vocabulary"),  # by the node itself
+        ("folder", "gone", "none", "input folder"),  # refused before anything runs
+        ("placeholder", "dog", "<new1>", "placeholder"),  # by the node itself
     ],
 )
-def test_a_mistake_is_told_on_the_node_which_makes_room_for_it(opened, widget, value, right, words):
+def test_an_error_is_shown_on_the_node_which_grows_for_it(opened, widget, value, right, words):
     node = "LoadReferenceImages"
     committed = json.loads((FOLDER / f"{TEMPLATE}.json").read_text(encoding="utf-8"))["nodes"]
     (without_text,) = [n["size"][1] for n in committed if n["type"] == node]
@@ -179,14 +178,14 @@ def test_run_trains_and_shows_pictures(opened):
         "app.graph._nodes.find(n => n.type == 'EchoDistillTrain').widgets.map(w => String(w.value)).join('\\n')"
     )
     assert f"{ITERATIONS} iterations" in text
-    # What was said of the mistakes before is gone from the node.
+    # The error texts of the test before are cleared.
     assert "5 photographs of a" in opened.evaluate(TEXT, "LoadReferenceImages")
     errors = opened.evaluate("app.lastNodeErrors ? Object.keys(app.lastNodeErrors).length : 0")
     assert errors == 0
 
 
-def test_a_reminder_takes_no_room_from_the_prompt_and_goes_away(opened):
-    """It squeezed the prompt to one line, and stayed after a run that needed none."""
+def test_a_reminder_does_not_shrink_the_prompt_and_is_cleared(opened):
+    """Regression: it shrank the prompt to one line and stayed after a run without a reminder."""
     node = "OneStepSample"
     before = opened.evaluate(HEIGHT, node)
     rows = "() => [...document.querySelectorAll('textarea')].find(t => t.value.startsWith('photo')).clientHeight"

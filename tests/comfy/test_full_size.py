@@ -1,4 +1,4 @@
-"""Checkpoints of SD-Turbo's and SD 2.1's true size, with random weights: 12 GB of disk and of memory, some minutes.
+"""Checkpoints with the shapes of SD-Turbo and SD 2.1 and random weights: 12 GB of disk and of memory, some minutes.
 
 ECHODISTILL_FULL_SIZE=1 sh tests/comfy/run 0.33.0 -k full_size
 """
@@ -45,19 +45,19 @@ def full(tmp_path_factory, comfyui):
         del networks
     (models / "loras").mkdir(parents=True)
     adapt_and_sample(str(models / "checkpoints" / "student.safetensors"), str(models / "loras" / "full.safetensors"))
-    # Where people keep them, CLIP ViT-H under the name that IP-Adapter's users know.
+    # In the usual folders; CLIP ViT-H under the file name that IP-Adapter uses.
     backbone_files = {
         "dino": "echodistill/dino",
         "dinov2-small": "echodistill/dinov2-small",
         "clip-vit-b-32": "echodistill/clip-vit-b-32",
         "clip": "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K",
     }
-    for seed, (name, place) in enumerate(backbone_files.items()):
+    for seed, (name, path) in enumerate(backbone_files.items()):
         spec = SPECS[name]
         with torch.device("meta"):
             empty = spec.build(spec.config)
         tensors = rc.random_tensors(empty.state_dict(), seed, torch.float16)
-        write_tensors(models / f"{place}.safetensors", tensors, {})
+        write_tensors(models / f"{path}.safetensors", tensors, {})
     projector = SPECS["clip"].projector
     assert projector is not None
     width = projector["cross_attention_dim"]
@@ -77,7 +77,7 @@ def full(tmp_path_factory, comfyui):
 
 @pytest.fixture
 def serve(full, comfyui):
-    """Starts a server on these models; one at a time, for want of memory."""
+    """Starts a server on these models; one at a time, because of their memory."""
     started = []
 
     def start(*flags):
@@ -93,7 +93,7 @@ def loader(role):
 
 
 def test_load_checkpoint_adapter_and_sampling_equal_the_core(full, serve):
-    """In float32 on both sides; the one-step map multiplies what the UNet rounds by 1 / sqrt(abar) = 15, hence 1e-5.
+    """Both in float32. One-step sampling multiplies the UNet's rounding error by 1 / sqrt(abar) = 15, hence 1e-5.
 
     On a GPU ComfyUI computes in half precision, whose rounding alone would be a hundred times that.
     """
@@ -101,24 +101,13 @@ def test_load_checkpoint_adapter_and_sampling_equal_the_core(full, serve):
     info = server.get("object_info")
     graph = {
         "student": loader("student"),
-        "adapter": graphs.node(
-            "LoadEchoAdapter",
-            base_model=["student", 0],
-            base_clip=["student", 1],
-            **{**graphs.unset(info, "LoadEchoAdapter"), "adapter_name": "full.safetensors"},
-        ),
-        "sample": graphs.node(
-            "OneStepSample",
-            model=["adapter", 0],
-            clip=["adapter", 1],
-            vae=["student", 2],
-            **{**graphs.unset(info, "OneStepSample"), "prompt": PROMPT, "width": 64, "height": 64, "seed": 6},
-        ),
+        "adapter": graphs.load_adapter(info, ["student", 0], ["student", 1], adapter_name="full.safetensors"),
+        "sample": graphs.one_step(info, ["adapter", 0], ["adapter", 1], ["student", 2], PROMPT, seed=6),
         "keep": graphs.node("SaveLatent", samples=["sample", 1], filename_prefix="full"),
     }
     outcome = server.run(graph)
     assert not outcome.error
-    found = graphs.read_latent(next((full / "output").glob("full_*.latent")))
+    found = graphs.saved_latent(full, "full")
 
     family = load_family(full / "models" / "checkpoints" / "student.safetensors").to("cpu", torch.float32)
     noise = torch.randn([1, 4, 8, 8], generator=torch.Generator().manual_seed(6))
@@ -133,7 +122,7 @@ def test_load_checkpoint_adapter_and_sampling_equal_the_core(full, serve):
 
 
 def test_one_iteration_of_training_at_64_pixels(full, serve):
-    """With UNets in bf16, so that ComfyUI's own and the copies to train fit 24 GB side by side."""
+    """With UNets in bf16, so that ComfyUI's models and the trained copies fit into 24 GB."""
     server = serve("--bf16-unet")
     info = server.get("object_info")
     graph = graphs.training(
@@ -174,9 +163,7 @@ def test_scores_by_dreambooths_protocol_are_the_cores(full, serve):
 
     def scored(protocol):
         return {
-            "concept": graphs.node(
-                "LoadReferenceImages", **{**graphs.unset(info, "LoadReferenceImages"), "folder": "dog"}
-            ),
+            "concept": graphs.concept(info, "dog", "dog"),
             "image": graphs.node("EmptyImage", width=96, height=96, batch_size=2, color=0x4080C0),
             "score": graphs.node(
                 "ScoreEcho",

@@ -1,4 +1,4 @@
-"""Bad input: told in the node's own error, before anything heavy starts, with what to do."""
+"""Invalid input: the node raises a clear error with a remedy, before any training starts."""
 
 from __future__ import annotations
 
@@ -11,19 +11,15 @@ from PIL import Image
 
 
 def concept_only(info, **options):
-    values = {**graphs.unset(info, "LoadReferenceImages"), "class_noun": "mug", **options}
-    return {
-        "concept": graphs.node("LoadReferenceImages", **values),
-        "show": graphs.node("PreviewImage", images=["concept", 1]),
-    }
+    return {"concept": graphs.concept(info, **options), "show": graphs.node("PreviewImage", images=["concept", 1])}
 
 
 @pytest.mark.parametrize(
     ("folder", "words"),
     [
-        ("../output", "is no folder of ComfyUI's input folder"),
-        ("/etc", "Other places of the disk are not read"),
-        ("gone", "put the photographs into a folder there"),
+        ("../output", "input folder"),
+        ("/etc", "input folder"),
+        ("gone", "input folder"),
     ],
 )
 def test_a_folder_that_is_not_there_is_one_error_on_that_input(server, info, folder, words):
@@ -38,7 +34,7 @@ def test_a_folder_that_is_not_there_is_one_error_on_that_input(server, info, fol
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"folder": "mug", "class_noun": "  "}, "class_noun is empty"),
+        ({"folder": "mug", "noun": "  "}, "class_noun"),
         ({"folder": "mug", "placeholder": "dog"}, "already a word of the vocabulary"),
         ({"folder": "mug", "placeholder": "<a b>"}, "cannot be a word of a prompt"),
         ({}, "there are no photographs; connect an IMAGE"),
@@ -48,7 +44,7 @@ def test_a_mistake_is_said_on_the_node_and_raised_in_the_packs_name(server, info
     outcome = server.run(concept_only(info, **options))
     assert outcome.error.startswith("EchoDistill: ")
     assert words in outcome.error
-    (text,) = [text for node, text in outcome.texts if node == "concept"]
+    (text,) = outcome.texts_on("concept")
     assert words in text
     assert text == outcome.error.removeprefix("EchoDistill: ").strip()
 
@@ -67,7 +63,7 @@ def test_a_link_that_leads_out_of_the_input_folder_is_not_listed_and_not_read(se
     listed = server.get("object_info/LoadReferenceImages")["LoadReferenceImages"]
     assert "door" not in str(listed)
     assert "mug" in str(listed)
-    with pytest.raises(RefusedError, match="is no folder of ComfyUI's input folder"):
+    with pytest.raises(RefusedError, match="input folder"):
         server.run(concept_only(info, folder="door"))
 
 
@@ -101,7 +97,7 @@ def test_student_and_teacher_are_told_apart_by_what_they_predict(server, info):
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_student_and_teacher_are_told_apart_by_trial(server, info, swapped):
-    """Both of the miniature predict velocity under one schedule: only what they draw tells which is which."""
+    """Both miniature models predict velocity with the same schedule, so only their predictions differ."""
     graph = graphs.training(info, iterations=1, preview_every=1, seed=21 + swapped)
     if swapped:
         graph["train"]["inputs"] |= {"student": ["models", 1], "teacher": ["models", 0]}
@@ -110,8 +106,8 @@ def test_student_and_teacher_are_told_apart_by_trial(server, info, swapped):
         assert not outcome.error
         assert not any("swapped" in text for _, text in outcome.texts)
         return
-    assert "seem to be swapped: from one noise to another the teacher's" in outcome.error
-    assert "switch check_roles off" in outcome.error
+    assert "student and teacher seem to be swapped" in outcome.error
+    assert "check_roles" in outcome.error
     assert not any("1 of 1" in text for _, text in outcome.texts)  # nothing was trained
 
 
@@ -121,7 +117,7 @@ def test_swapped_roles_can_be_trained_on_purpose_and_stay_said(server, info):
     graph["train"]["inputs"] |= {"student": ["models", 1], "teacher": ["models", 0]}
     graph |= graphs.sampled(info, ["train", 1])
     outcome = server.run(graph)
-    texts = [text for node, text in outcome.texts if node == "train"]
+    texts = outcome.texts_on("train")
     assert "1 iterations" in texts[-1]
     assert "student and teacher seem to be swapped" in texts[-1]
     assert "in that training this model was the teacher" in outcome.error
@@ -143,25 +139,20 @@ def test_clip_skip_is_refused(server, info):
     graph = graphs.training(info, iterations=1, preview_every=1)
     graph["skip"] = graphs.node("CLIPSetLastLayer", clip=["models", 2], stop_at_clip_layer=-2)
     graph["train"]["inputs"]["clip"] = ["skip", 0]
-    assert "connect the CLIP without that node" in server.run(graph).error
+    assert "CLIP Set Last Layer" in server.run(graph).error
 
 
 def test_no_adapter_chosen(server, info):
     graph = {
         "models": graphs.MINIATURE,
-        "adapter": graphs.node(
-            "LoadEchoAdapter",
-            base_model=["models", 0],
-            base_clip=["models", 2],
-            **graphs.unset(info, "LoadEchoAdapter"),
-        ),
+        "adapter": graphs.load_adapter(info, ["models", 0], ["models", 2]),
         **graphs.stock_chain(["adapter", 0], ["adapter", 1], "a", 1),
     }
     assert "no adapter was chosen" in server.run(graph).error
 
 
 def test_info_without_an_adapter_asks_for_one_and_fails_nothing(server, info):
-    """Template 3 failed as a whole where nothing was saved yet."""
+    """Regression: template 3 failed completely before any adapter was saved."""
     graph = {"info": graphs.node("EchoAdapterInfo", **graphs.unset(info, "EchoAdapterInfo"))}
     outcome = server.run(graph)
     assert not outcome.error
@@ -171,15 +162,10 @@ def test_info_without_an_adapter_asks_for_one_and_fails_nothing(server, info):
 def test_an_adapter_that_is_gone_since_the_list_was_made(server, info):
     graph = {
         "models": graphs.MINIATURE,
-        "adapter": graphs.node(
-            "LoadEchoAdapter",
-            base_model=["models", 0],
-            base_clip=["models", 2],
-            **{**graphs.unset(info, "LoadEchoAdapter"), "adapter_name": "gone.safetensors"},
-        ),
+        "adapter": graphs.load_adapter(info, ["models", 0], ["models", 2], adapter_name="gone.safetensors"),
         **graphs.stock_chain(["adapter", 0], ["adapter", 1], "a", 1),
     }
-    with pytest.raises(RefusedError, match="moved or deleted since the list was made"):
+    with pytest.raises(RefusedError, match="loras folders"):
         server.run(graph)
 
 
@@ -188,11 +174,11 @@ def test_an_adapter_that_is_gone_since_the_list_was_made(server, info):
 )
 def test_a_file_is_never_saved_elsewhere(server, info, base, name):
     graph = graphs.training(info, iterations=1, preview_every=1)
-    graph["save"] = graphs.node("SaveEchoAdapter", from_training=["train", 1], filename_prefix=name, role="student")
+    graph["save"] = graphs.save_adapter(name)
     before = sorted(base.rglob("*"))
     outcome = server.run(graph)
-    assert "EchoDistill: filename_prefix" in outcome.error
-    assert "leads out of output/loras" in outcome.error
+    assert outcome.error.startswith("EchoDistill: filename_prefix")
+    assert "output/loras" in outcome.error
     made = set(base.rglob("*")) - set(before)
     assert not [path for path in made if "escape" in path.name or "evil" in path.name or path.parent.name == "loras"]
 
@@ -202,23 +188,23 @@ def test_a_prompt_without_the_placeholder_warns_with_one_that_would_work(server,
     graph |= graphs.sampled(info, ["train", 1], prompt="photo of a mug on the beach")
     outcome = server.run(graph)
     assert not outcome.error
-    (text,) = [text for node, text in outcome.texts if node == "sample"]
+    (text,) = outcome.texts_on("sample")
     assert "photo of a <new1> mug on the beach" in text
-    # A word of which the placeholder is a part is not read as the placeholder.
+    # A word that only contains the placeholder does not count as the placeholder.
     graph["concept"]["inputs"]["placeholder"] = "fidozq"
     for prompt, is_reminded in (("a fidozqmug", True), ("a fidozq mug", False), ("a FIDOZQ mug", False)):
         graph["sample"]["inputs"]["prompt"] = prompt
-        texts = [text for node, text in server.run(graph).texts if node == "sample"]
+        texts = server.run(graph).texts_on("sample")
         assert bool(texts and texts[-1]) is is_reminded, prompt
 
 
 def test_a_reminder_is_taken_away_by_a_run_that_needs_none(server, info):
     graph = graphs.training(info, iterations=1, preview_every=1)
     graph |= graphs.sampled(info, ["train", 1], prompt="photo of a mug in a box")
-    assert [text for node, text in server.run(graph).texts if node == "sample"][-1]
+    assert server.run(graph).texts_on("sample")[-1]
     graph["sample"]["inputs"]["prompt"] = "photo of a <new1> mug in a box"
-    assert [text for node, text in server.run(graph).texts if node == "sample"] == [""]
-    assert not [text for node, text in server.run(graph).texts if node == "sample"]
+    assert server.run(graph).texts_on("sample") == [""]
+    assert not server.run(graph).texts_on("sample")
 
 
 def test_real_photographs_on_the_miniature_are_noted_on_the_node(server, info, base):
@@ -231,7 +217,7 @@ def test_real_photographs_on_the_miniature_are_noted_on_the_node(server, info, b
     assert not outcome.error
     last = dict(outcome.texts)
     assert "it cannot draw a dog" in last["train"]
-    assert "thumb.jpg" in last["concept"]  # what was left out is said on the node, not in the log alone
+    assert "thumb.jpg" in last["concept"]  # skipped files are listed on the node, not only in the log
 
 
 @pytest.mark.parametrize("node", ["sample", "train"])
@@ -242,7 +228,7 @@ def test_a_vae_of_other_latents_is_named(server, info, node):
     graph[node]["inputs"]["vae"] = ["pixels", 0]
     error = server.run(graph).error
     assert error.startswith("EchoDistill: this VAE (pixel_space) has 3 channels, but the ")
-    assert "wants 8: connect the VAE output" in error
+    assert "wants 8" in error
 
 
 def test_an_error_leaves_the_queue_working(server, info):

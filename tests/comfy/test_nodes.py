@@ -1,4 +1,4 @@
-"""What ComfyUI knows of the nodes."""
+"""The nodes as ComfyUI describes them: sockets, widgets, tooltips, help pages, languages, templates."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_setting_has_a_widget(info, node, settings, elsewhere):
 
 
 def test_the_seed_of_a_training_stays_what_it_is(info):
-    """A seed that changes after every prompt would train anew every time."""
+    """A seed that changes after every prompt would start a new training each time."""
     assert inputs(info["EchoDistillTrain"])["seed"][1]["control_after_generate"] is False
 
 

@@ -14,20 +14,10 @@ from echodistill_core.sampling import denoise
 PROMPT = "photo of a (red:1.2) mug on the beach"
 
 
-def latent(base, prefix):
-    return graphs.read_latent(sorted((base / "output").glob(f"{prefix}_*.latent"))[-1])
-
-
 def ours(info, prefix, *, image=None, **options):
     graph = {
         "models": graphs.MINIATURE,
-        "sample": graphs.node(
-            "OneStepSample",
-            model=["models", 0],
-            clip=["models", 2],
-            vae=["models", 3],
-            **{**graphs.unset(info, "OneStepSample"), "prompt": PROMPT, "width": 64, "height": 64, **options},
-        ),
+        "sample": graphs.one_step(info, ["models", 0], ["models", 2], ["models", 3], **{"prompt": PROMPT, **options}),
         "keep": graphs.node("SaveLatent", samples=["sample", 1], filename_prefix=prefix),
         "show": graphs.node("PreviewImage", images=["sample", 0]),
     }
@@ -47,13 +37,13 @@ def stock(info, prefix, steps, **options):
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (2, 1), (4, 1), (1, 3)])
-def test_it_equals_the_stock_chain_to_the_last_bit(server, info, base, steps, batch):
+def test_it_is_bit_identical_to_the_stock_chain(server, info, base, steps, batch):
     name = f"{steps}x{batch}"
     mine = server.run(ours(info, f"ours{name}", steps=str(steps), batch_size=batch, seed=5))
     theirs = server.run(stock(info, f"stock{name}", steps, batch=batch, seed=5))
     assert not mine.error
     assert not theirs.error
-    found, expected = latent(base, f"ours{name}"), latent(base, f"stock{name}")
+    found, expected = graphs.saved_latent(base, f"ours{name}"), graphs.saved_latent(base, f"stock{name}")
     assert expected.shape == (batch, 8, 8, 8)
     assert torch.equal(found, expected)
     pictures = [[server.picture(i) for i in outcome.outputs["show"]["images"]] for outcome in (mine, theirs)]
@@ -67,7 +57,7 @@ def test_from_a_picture_it_equals_the_stock_chain_too(server, info, base):
     graph["image"] = graphs.node("LoadImage", image="mug/0.png")
     graph["encoded"] = graphs.node("VAEEncode", pixels=["image", 0], vae=["models", 3])
     assert not server.run(graph).error
-    assert torch.equal(latent(base, "i2i"), latent(base, "stocki2i"))
+    assert torch.equal(graphs.saved_latent(base, "i2i"), graphs.saved_latent(base, "stocki2i"))
 
 
 def test_the_miniature_draws_what_the_core_draws(server, info, base):
@@ -79,11 +69,11 @@ def test_the_miniature_draws_what_the_core_draws(server, info, base):
     with torch.no_grad():
         drawn = denoise(family.student, noise, family.condition([prompt]), 1)
     expected = drawn / family.vae.config["scaling_factor"]
-    assert torch.allclose(latent(base, "core"), expected, atol=1e-4, rtol=1e-4)
+    assert torch.allclose(graphs.saved_latent(base, "core"), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_new_seed_runs_the_sampling_node_alone(server, info):
-    """A new seed runs the sampling node alone; what that asks of the text encoder is in test_bridge."""
+    """test_bridge checks that the prompt is not encoded again."""
     first = server.run(ours(info, "a", seed=1))
     second = server.run(ours(info, "a", seed=2))
     assert "models" in first.ran or "models" not in second.ran
@@ -95,11 +85,11 @@ def test_a_new_seed_runs_the_sampling_node_alone(server, info):
     ("options", "words"),
     [({"denoise": 0.0}, "denoise is 0.0"), ({"denoise": 0.05}, "expected 0.1 or more")],
 )
-def test_what_draws_nothing_is_refused(server, info, options, words):
+def test_a_denoise_without_steps_is_refused(server, info, options, words):
     assert words in server.run(ours(info, "no", **options)).error
 
 
-def test_what_a_prompt_costs_beside_the_model_can_be_told(server, monkeypatch):
+def test_the_cost_of_a_prompt_outside_the_model_is_measured(server, monkeypatch):
     monkeypatch.setattr(sample, "REPEATS", 1)
     found = sample.comfyui_overhead(f"http://127.0.0.1:{server.port}")
     assert 0 < found["node"] < found["whole"]

@@ -1,4 +1,4 @@
-"""Every committed workflow, as the front end would queue it, with the miniature in place of checkpoints."""
+"""Every committed workflow, queued as the front end does, with the miniature instead of checkpoints."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import graphs
 import pytest
 
-from tools.templates import WORKFLOWS
-from tools.workflows import FOLDER, prompt_of, with_miniature, workflow
+from tools.workflows import FOLDER, TOY, WORKFLOWS, prompt_of, refit, thumbnail_nodes, widget_names, with_miniature
 
 SHORT = {"iterations": 2, "preview_every": 1}
 
@@ -18,7 +17,7 @@ SHORT = {"iterations": 2, "preview_every": 1}
 def adapter(server, info):
     """The name of a saved adapter, for the workflow that chooses one from the list."""
     graph = graphs.training(info, **SHORT)
-    graph["save"] = graphs.node("SaveEchoAdapter", from_training=["train", 1], filename_prefix="flow", role="student")
+    graph["save"] = graphs.save_adapter("flow")
     outcome = server.run(graph)
     assert not outcome.error
     return outcome.outputs["save"]["text"][0]
@@ -28,18 +27,118 @@ def committed(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def test_there_is_a_graph_for_every_committed_workflow():
-    assert sorted(path.stem for path in FOLDER.glob("*.json")) == sorted(WORKFLOWS)
+SIDE = {"width": 64, "height": 64, "batch_size": 4}
+BEACH = "photo of a <new1> mug on the beach"
+MUG = ("LoadReferenceImages", {"class_noun": "mug"})
+TRAIN = ("EchoDistillTrain", TOY)
+SAMPLE = ("OneStepSample", {"prompt": BEACH, **SIDE})
+SCORE = ("ScoreEcho", {"prompt": BEACH, "protocol": "miniature"})
+# The widgets with other values than their defaults, in the order of the nodes.
+CHANGED = {
+    "1 Learn a toy without downloads": [MUG, TRAIN, ("SaveEchoAdapter", {"filename_prefix": "toy"}), SAMPLE],
+    "2 Your photographs with SD-Turbo": [
+        ("CheckpointLoaderSimple", {"ckpt_name": "sd_turbo.safetensors"}),
+        ("CheckpointLoaderSimple", {"ckpt_name": "v2-1_768-ema-pruned.safetensors"}),
+        ("SaveEchoAdapter", {"filename_prefix": "dog"}),
+    ],
+    "3 Sample a saved adapter": [
+        ("LoadEchoAdapter", {"adapter_name": "toy_00001_student.safetensors"}),
+        ("OneStepSample", {"prompt": "photo of a <new1> mug in the snow", **SIDE}),
+    ],
+    "4 Two subjects on one model": [
+        ("LoadMiniature", {"toy": "striped-cat"}),
+        MUG,
+        TRAIN,
+        ("LoadReferenceImages", {"class_noun": "cat", "placeholder": "<new2>"}),
+        TRAIN,
+        SAMPLE,
+        ("OneStepSample", {"prompt": "photo of a <new2> cat on the beach", **SIDE}),
+        ("OneStepSample", {"prompt": "photo of a <new1> mug and a <new2> cat", **SIDE}),
+    ],
+    "5 Before and after the echo": [MUG, TRAIN, ("EchoStage", {"iterations": 80}), SAMPLE, SCORE, SAMPLE, SCORE],
+    "6 Teacher and student": [
+        MUG,
+        TRAIN,
+        SAMPLE,
+        ("LoadEchoAdapter", {"role": "teacher"}),
+        ("CLIPTextEncode", {"text": BEACH}),
+        ("EmptyLatentImage", SIDE),
+        ("KSampler", {"steps": 25, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "ddim_uniform"}),
+    ],
+}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_committed_workflow_fits_the_nodes_of_today(info, name):
-    """Widgets are stored by position: a widget in a new place would turn iterations into a batch size."""
-    saved, made = committed(name), workflow(WORKFLOWS[name][0](), info)
-    for node, fresh in zip(saved["nodes"], made["nodes"], strict=True):
-        assert node["type"] == fresh["type"]
-        assert node["widgets_values"] == fresh["widgets_values"]
-    assert saved["links"] == made["links"]
+def test_widgets_of_a_workflow_have_their_defaults_except_for_the_listed_ones(info, name):
+    """Values are stored by position: with moved widgets, iterations would be read as batch size."""
+    changed = []
+    for node in committed(name)["nodes"]:
+        if node["type"] != "MarkdownNote":
+            values = iter(node["widgets_values"])
+            found = {}
+            for widget, default, is_controlled in widget_names(info[node["type"]]):
+                if (value := next(values)) != default:
+                    found[widget] = value
+                assert not is_controlled or next(values) == "fixed"
+            assert not list(values), node["type"]
+            changed += [(node["type"], found)] if found else []
+    assert changed == CHANGED[name]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_links_of_a_workflow_join_sockets_that_exist_and_have_the_same_type(info, name):
+    saved = committed(name)
+    nodes = {node["id"]: node for node in saved["nodes"]}
+    assert saved["links"]
+    for link, origin, output, target, socket, kind in saved["links"]:
+        source, sink = nodes[origin], nodes[target]
+        assert link in source["outputs"][output]["links"]
+        assert sink["inputs"][socket]["link"] == link
+        described = info[sink["type"]]["input"]
+        name_of_input = sink["inputs"][socket]["name"]
+        (expected, *_) = {**described["required"], **described.get("optional", {})}[name_of_input]
+        assert info[source["type"]]["output"][output] == expected == kind
+    for node in saved["nodes"]:
+        required = info.get(node["type"], {"input": {}})["input"].get("required", {})
+        linked = {entry["name"] for entry in node["inputs"] if entry["link"] is not None}
+        widgets = {widget for widget, *_ in widget_names(info[node["type"]])} if required else set()
+        assert required.keys() - widgets <= linked, node["type"]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_refit_changes_nothing_while_the_widgets_are_the_same(info, name):
+    saved = committed(name)
+    refit(saved, json.loads((FOLDER.parent / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")), info)
+    assert saved == committed(name)
+
+
+def test_refit_moves_values_to_the_new_positions_of_their_widgets():
+    """One widget is removed, one is added, and the seed keeps its control value."""
+    node = {"type": "N", "inputs": [{"name": "model", "link": 1}], "widgets_values": [9, 5, "fixed", "b"]}
+    before = {"N": {"inputs": {"model": {}, "gone": {}, "seed": {}, "mode": {}}}}
+    inputs = {
+        "model": ["MODEL"],
+        "mode": [["a", "b"]],
+        "new": ["FLOAT", {"default": 0.5}],
+        "seed": ["INT", {"default": 0, "control_after_generate": True}],
+    }
+    info = {"N": {"input": {"required": inputs}}}
+    refit({"nodes": [node]}, before, info)
+    assert node["widgets_values"] == ["b", 0.5, 5, "fixed"]
+    with pytest.raises(ValueError, match=r"tools\.locales"):
+        refit({"nodes": [node]}, {"N": {"inputs": {"mode": {}}}}, info)
+
+
+def test_a_thumbnail_shows_previews_and_the_users_photographs():
+    shown = [[nodes[key]["type"] for key in thumbnail_nodes(saved)] for saved, nodes in map(with_nodes, WORKFLOWS)]
+    preview = "PreviewImage"
+    expected = [[preview], ["LoadReferenceImages", preview], [preview], [preview] * 3, [preview] * 2, [preview] * 2]
+    assert shown == expected
+
+
+def with_nodes(name: str) -> tuple[dict, dict]:
+    saved = committed(name)
+    return saved, {str(node["id"]): node for node in saved["nodes"]}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

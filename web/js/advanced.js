@@ -1,5 +1,5 @@
-// Folds the advanced inputs of this pack's nodes away behind a button, where the front end draws nodes on a canvas and
-// does not fold them itself. Values of folded inputs are sent and saved like all others.
+// Collapses the advanced inputs of this pack's nodes behind a button, in front ends that draw nodes on a canvas and do
+// not collapse them. Values of collapsed inputs are sent and saved like all others.
 import { app } from "../../../scripts/app.js";
 
 const CATEGORY = "EchoDistill";
@@ -12,7 +12,7 @@ function advancedNames(nodeData) {
 function fold(node, widgets, button, folded) {
   for (const widget of widgets) {
     widget.hidden = folded;
-    // Hidden widgets keep their room in the layout unless they ask for none; the gap between two is 4.
+    // A hidden widget still takes up layout height unless its size is 0; -4 removes the gap between widgets.
     if (folded) widget.computeSize = () => [0, -4];
     else delete widget.computeSize;
   }
@@ -34,7 +34,7 @@ app.registerExtension({
       folded = !folded;
       fold(node, widgets, button, folded);
     });
-    // Workflows store widgets by position; this one is no part of them.
+    // Workflows store widget values by position, so the button must not be stored.
     button.serialize = false;
     button.options.serialize = false;
     fold(node, widgets, button, folded);

@@ -1,17 +1,17 @@
-// Gives the text on this pack's nodes a place of its own: the node grows by its height and shrinks again when the text
-// is cleared, so that no prompt or picture is squeezed for it. What ComfyUI refuses before it runs is shown there as well.
+// Resizes this pack's nodes for the text on them: a node grows by the height of its text and shrinks when the text is
+// cleared, so prompts and pictures keep their size. Validation errors of ComfyUI are shown in the same text.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 const CATEGORY = "EchoDistill";
-const WIDGET = "$$node-text-preview"; // ComfyUI's own, made at a node's first text
-const LINE = 17; // pixels of a line, at the front end's font size
-const LETTER = 6.4;
+const WIDGET = "$$node-text-preview"; // ComfyUI's own widget, created with a node's first text
+const LINE = 17; // height of a line in pixels, at the front end's font size
+const LETTER = 6.4; // mean width of a letter in pixels
 const MARGIN = 24;
-const HIGHEST = 210; // the front end scrolls what is longer
+const HIGHEST = 210; // pixels; the front end scrolls longer texts
 
-// A node by its id, which names the subgraphs on the way: 7:5 is node 5 in the subgraph of node 7.
-function ours(id) {
+// This pack's node with the given id, or null. Ids include the subgraphs: 7:5 is node 5 in the subgraph of node 7.
+function packNode(id) {
   let graph = app.rootGraph ?? app.graph;
   let node = null;
   for (const part of String(id).split(":")) {
@@ -21,7 +21,7 @@ function ours(id) {
   return node?.constructor?.nodeData?.category === CATEGORY ? node : null;
 }
 
-// Lines that the text takes when it is broken between words, as `wrap` lets the browser break it.
+// Number of lines of the text when it is broken between words, as `wrap` makes the browser break it.
 function lines(text, width) {
   const letters = Math.max(10, Math.floor((width - 56) / LETTER));
   let count = 0;
@@ -40,7 +40,7 @@ function lines(text, width) {
   return count;
 }
 
-// The front end breaks these texts in the middle of words.
+// Breaks the text between words; the front end would break it within words.
 function wrap(text) {
   const letters = text.replaceAll(/\s/g, "");
   for (const element of document.querySelectorAll(".break-all")) {
@@ -70,7 +70,7 @@ function place(node, text) {
 }
 
 function plain(html) {
-  // Texts come as HTML, in which <new1> is &lt;new1&gt;.
+  // Texts are sent as HTML, where <new1> is &lt;new1&gt;.
   return html.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
 }
 
@@ -78,44 +78,44 @@ function html(text) {
   return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
 
-function say(id, text) {
+function showText(id, text) {
   api.dispatchEvent(new CustomEvent("progress_text", { detail: { nodeId: id, text: html(text) } }));
 }
 
-function showRefusals() {
+function showValidationErrors() {
   for (const [id, { errors }] of Object.entries(app.lastNodeErrors ?? {})) {
-    const node = ours(id);
+    const node = packNode(id);
     if (!node) continue;
-    const said = errors.map(({ message, details, extra_info }) => {
+    const texts = errors.map(({ message, details, extra_info }) => {
       const start = `${extra_info?.input_name} - `;
       return details?.startsWith(start) ? details.slice(start.length) : `${message}: ${details}`;
     });
     node.echodistillFailed = true;
-    say(id, said.join("\n"));
+    showText(id, texts.join("\n"));
   }
 }
 
-// A node whose result is in ComfyUI's cache does not run, so what it said of an earlier mistake has to be taken away.
-function clearMistakes() {
+// A node with a cached result does not run again, so its earlier error text must be cleared here.
+function clearErrors() {
   for (const node of app.graph?._nodes ?? []) {
     if (!node.echodistillFailed) continue;
     node.echodistillFailed = false;
-    say(String(node.id), "");
+    showText(String(node.id), "");
   }
 }
 
-// ComfyUI sends the text of a node that it took from its cache again, but not as progress. One that ran has said it
-// already, with its notes.
+// For a node with a cached result, ComfyUI sends its text only with the "executed" event. A node that ran has already
+// sent its text and notes as progress.
 function executed({ detail }) {
   const text = detail.output?.text;
-  const node = ours(detail.node);
-  if (node && Array.isArray(text) && !node.echodistillText) say(String(detail.node), text.join("\n"));
+  const node = packNode(detail.node);
+  if (node && Array.isArray(text) && !node.echodistillText) showText(String(detail.node), text.join("\n"));
 }
 
 function failed({ detail }) {
-  const node = ours(detail.node_id);
+  const node = packNode(detail.node_id);
   if (node) node.echodistillFailed = true;
-  // A user's mistake, said in one sentence: where in the program it was noticed helps nobody.
+  // A user error, described in one sentence; its traceback would not help.
   if (detail.exception_type === "EchoDistill") detail.traceback = [];
 }
 
@@ -124,19 +124,19 @@ app.registerExtension({
   setup() {
     api.addEventListener("progress_text", ({ detail }) => {
       if (globalThis.LiteGraph?.vueNodesMode) return;
-      const node = ours(detail.nodeId);
+      const node = packNode(detail.nodeId);
       if (!node) return;
-      // After the front end has made or filled its widget; by then a newer text may be there.
+      // Deferred until the front end has created or updated its widget; a newer text may have arrived by then.
       node.echodistillText = plain(detail.text);
       setTimeout(() => place(node, node.echodistillText), 0);
     });
-    api.addEventListener("execution_start", clearMistakes);
+    api.addEventListener("execution_start", clearErrors);
     api.addEventListener("execution_error", failed);
     api.addEventListener("executed", executed);
     const queuePrompt = app.queuePrompt;
     app.queuePrompt = async function (...args) {
       const result = await queuePrompt.apply(this, args);
-      showRefusals();
+      showValidationErrors();
       return result;
     };
   },

@@ -1,8 +1,8 @@
-// Lists this pack's templates in their order: the server names a folder's files in the order in which the disk has them.
+// Sorts this pack's templates by name; the server lists them in the file system's order.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
-// The folder that this file is served from: /extensions/<folder>/js/templates.js.
+// Name of the pack's folder, from this file's URL: /extensions/<folder>/js/templates.js.
 const FOLDER = decodeURIComponent(new URL(import.meta.url).pathname.split("/extensions/")[1]?.split("/")[0] ?? "");
 
 app.registerExtension({

@@ -1,0 +1,3 @@
+import torch
+
+class PixelspaceConversionVAE(torch.nn.Module): ...

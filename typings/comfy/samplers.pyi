@@ -1,0 +1,3 @@
+from typing import Any
+
+def sampler_object(name: str) -> Any: ...
