@@ -3,28 +3,17 @@
 import json
 import pickle
 import shutil
-import zlib
 
 import pytest
 import torch
 from command_line import adapter_of, refused, train_command, whole_checkpoint
 from diffusers import UNet2DConditionModel
+from picture_files import png_bytes
 from PIL import Image
 from safetensors.torch import save_file
 
 from echodistill_core.cli import main
 from echodistill_core.models.architectures import TINY
-
-
-def png_of_claimed_size(path, width, height):
-    """A PNG of a few bytes that says it has width x height pixels."""
-
-    def chunk(kind, data):
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
 def no_folder(folder):
@@ -45,11 +34,11 @@ def small_image(folder):
 
 
 def bomb(folder):
-    png_of_claimed_size(folder / "bomb.png", 60_000, 60_000)
+    (folder / "bomb.png").write_bytes(png_bytes(60_000, 60_000, 8, 2, [b""]))
 
 
 def over_our_limit(folder):
-    png_of_claimed_size(folder / "poster.png", 9000, 9000)  # 81 million: Pillow alone would take it
+    (folder / "poster.png").write_bytes(png_bytes(9000, 9000, 8, 2, [b""]))  # 81 million: Pillow alone would take it
 
 
 @pytest.mark.parametrize(
