@@ -25,7 +25,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
 
 _NO_SPACE = "free space"
-_NO_RIGHT = "choose a folder that you may write to, or mend its permissions"
+_NO_RIGHT = "choose a folder that you may write to, or correct its permissions"
 _REMEDIES = {
     errno.ENOSPC: _NO_SPACE,
     errno.EDQUOT: _NO_SPACE,
@@ -186,7 +186,7 @@ def _as_storage_error(path: Path, error: BaseException) -> StorageError | None:
 
 
 def _storage_error(path: Path, code: int | None, cause: str) -> StorageError:
-    remedy = _REMEDIES.get(code or 0, "mend that")
+    remedy = _REMEDIES.get(code or 0, "correct that")
     return StorageError(
         f"{path} could not be written: {cause}; {remedy} and run the same command again (earlier files are untouched)."
     )

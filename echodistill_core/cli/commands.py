@@ -213,7 +213,9 @@ def download(options: argparse.Namespace) -> None:
         return
     if not options.yes:
         if not sys.stdin.isatty():
-            raise InputError("nothing was downloaded: nobody is there to agree; add --yes to start without asking.")
+            raise InputError(
+                "nothing was downloaded: there is no terminal to confirm on; add --yes to start without asking."
+            )
         if input("Download now? [y/N] ").strip().lower() not in ("y", "yes"):
             say("nothing was downloaded")
             return
@@ -246,17 +248,17 @@ def _adapters_and_sources(options: argparse.Namespace) -> tuple[list[Adapter], M
 def _check_sampling(options: argparse.Namespace, out: Path) -> None:
     """Raise InputError for invalid flags before the models are loaded."""
     if out.suffix.lower() not in IMAGE_SUFFIXES:
-        raise InputError(f"out {out} is no picture file; expected a name ending in {', '.join(IMAGE_SUFFIXES)}.")
+        raise InputError(f"out {out} is not an image file; expected a name ending in {', '.join(IMAGE_SUFFIXES)}.")
     if not out.parent.is_dir():
-        raise InputError(f"out {out} lies in no folder: {out.parent} does not exist; make it, or choose another.")
+        raise InputError(
+            f"out {out} cannot be written: the folder {out.parent} does not exist; create it or choose another."
+        )
     if options.batch < 1:
         raise InputError(f"batch is {options.batch}; expected 1 or more.")
     if not 0 <= options.seed < 2**63:
         raise InputError(f"seed is {options.seed}; expected 0 to {2**63 - 1}.")
     if not 0 < options.denoise <= 1:
-        raise InputError(
-            f"denoise is {options.denoise}; expected more than 0 (keep the picture), at most 1 (redraw it)."
-        )
+        raise InputError(f"denoise is {options.denoise}; expected over 0 (keep the image), at most 1 (redraw it).")
 
 
 def _start_picture(options: argparse.Namespace, family: Family) -> Tensor | None:

@@ -117,12 +117,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _from_record(path: Path) -> Mapping[str, Any]:
     """The options of `train` that repeat a run: its settings, models, photographs and start adapters."""
     if path.name != "run.json":
-        raise InputError(f"config {path} is no run.json; expected a TOML file or the run.json of a run folder.")
+        raise InputError(f"config {path} is not a run.json; expected a TOML file or the run.json of a run folder.")
     from ..training.run import open_run  # imports torch, which takes seconds
 
     run = open_run(path.parent)
     values = {**dataclasses.asdict(run.settings), **dataclasses.asdict(run.sources)}
-    # The run folder keeps the photographs as squares of the training size, which `train` leaves as they are.
+    # The run folder keeps the photographs as squares of the training size, which `train` does not resize again.
+    run.photographs()  # raises where they were changed
     values["photos"] = str(run.folder / "photographs")
     if run.start_paths:
         values["start_from"] = [str(file) for file in run.start_files().values()]

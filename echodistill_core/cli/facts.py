@@ -98,7 +98,8 @@ def _version(distribution: str) -> str:
 
 def _comfyui_version() -> str:
     """The version of the ComfyUI whose custom_nodes folder holds this package, from its comfyui_version.py."""
-    for folder in Path(__file__).resolve().parents:
+    # Not resolved: a pack under development is often a symbolic link in custom_nodes.
+    for folder in Path(__file__).absolute().parents:
         if folder.name == "custom_nodes":
             file = folder.parent / "comfyui_version.py"
             text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""

@@ -43,7 +43,18 @@ from echodistill_core.training.state import needed_backbones, new_state
 # Modules whose tests need no model: `pytest -m fast tests/unit` takes well under a minute on two cores.
 FAST = {
     *("adversarial", "alignment", "cli_download", "cli_environment", "cli_flags", "color", "color_profiles"),
-    *("contents", "decoding", "diffusion", "files", "finding", "foreign", "jpeg_damage", "metrics", "ms_swd"),
+    *(
+        "contents",
+        "decoding",
+        "diffusion",
+        "eventlog",
+        "files",
+        "finding",
+        "foreign",
+        "jpeg_damage",
+        "metrics",
+        "ms_swd",
+    ),
     *("photographs", "pictures", "png_text", "project_files", "registry", "report", "settings", "statistics"),
     *("tensorfile", "tensorfile_foreign", "tensorheader", "weightfiles", "world"),
 }

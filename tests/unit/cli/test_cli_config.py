@@ -135,6 +135,12 @@ def test_a_flag_changes_a_repeated_run(undisturbed):
     assert differing == {"iterations", "seed"}
 
 
+def test_a_record_with_changed_photographs_is_refused(undisturbed, capsys):
+    run = shutil.copytree(undisturbed, Path("CHANGED"))
+    shutil.copy(run / "photographs" / "000.png", run / "photographs" / "001.png")
+    refused(capsys, ["train", "--config", run / "run.json", "--out", "AGAIN"], "CHANGED", "was changed", out="AGAIN")
+
+
 def test_a_record_repeats_a_run_that_began_from_adapters(undisturbed, photographs):
     start = ["--start-from", adapter_of(undisturbed, role="teacher"), "--teacher-weight", 0, "--vectors", 1]
     assert main(train_command(photographs, "FIRST", *start)) == 0

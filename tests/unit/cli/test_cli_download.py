@@ -45,10 +45,8 @@ def test_nothing_is_downloaded_where_nobody_can_agree(hub, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert "87.0" in printed.out  # the plan is shown all the same
     assert "Apache-2.0" in printed.out
-    assert (
-        printed.err
-        == "echodistill: nothing was downloaded: nobody is there to agree; add --yes to start without asking.\n"
-    )
+    told = "nothing was downloaded: there is no terminal to confirm on; add --yes to start without asking."
+    assert printed.err == f"echodistill: {told}\n"
     assert [c[0] for c in hub[1:]] == ["plan"]
     assert asked == []
 

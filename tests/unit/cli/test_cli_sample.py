@@ -79,8 +79,8 @@ def test_two_adapters_are_worn_together(run_folder, photographs):
 @pytest.mark.parametrize(
     ("flags", "reasons"),
     [
-        (["--out", "a.txt"], ["a.txt is no picture file; expected a name ending in .png"]),
-        (["--out", "a"], ["a is no picture file"]),
+        (["--out", "a.txt"], ["a.txt is not an image file; expected a name ending in .png"]),
+        (["--out", "a"], ["a is not an image file"]),
         (["--out", "nowhere/a.png"], ["nowhere does not exist"]),
         (["--batch", "0"], ["batch is 0; expected 1 or more"]),
         (["--batch", "two"], ["--batch", "'two'"]),
