@@ -1,4 +1,4 @@
-"""Devices: by name, what they compute in, and which share the host's memory."""
+"""Devices: lookup by name, supported data types, transfers to a GPU."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .errors import InputError
 from .messages import quoted
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-ONE_MEMORY = ("cpu", "mps")  # kinds whose memory is the host's, so that nothing is saved by moving weights there
+ONE_MEMORY = ("cpu", "mps")  # device types that share the host's memory, so offloading to the CPU saves nothing
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" prefers CUDA (ROCm goes by that name too), then Apple's MPS.
+    """The device of that name; "auto" prefers CUDA (which includes ROCm), then Apple's MPS.
 
-    Raises InputError where it is not there.
+    Raises InputError for a device that does not exist or cannot be used.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -33,9 +33,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device. To a GPU it goes through page-locked memory, so that the host need not wait.
+    """Copy a CPU tensor to a device. Copies to CUDA use pinned memory and are asynchronous.
 
-    Only there: on MPS, a copy that nobody waits for may read its source after that is gone.
+    Copies to MPS stay synchronous: an asynchronous one may read its source after that is freed.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -43,7 +43,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; without them it takes the way through float32, and longer."""
+    """Whether the device has bfloat16 instructions; otherwise torch emulates them in float32, which is slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("NO AVX", "DEFAULT", "AVX2")

@@ -1,4 +1,4 @@
-"""Writing files so that a full disk, a crash or a kill leaves either the old file or the new one, never half of one."""
+"""Atomic file writes: a full disk, a crash or a kill leaves the old file or the new one, never a partial one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import EchoDistillError, StorageError
+from .logs import logger
 from .messages import shortened
+
+log = logger(__name__)
 
 # safetensors reports a failed write as text only: "I/O error: File too large (os error 27)".
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
 
 _NO_SPACE = "free space"
-_NO_RIGHT = "choose a folder that you may write to, or mend its permissions"
+_NO_RIGHT = "choose a folder that you may write to, or correct its permissions"
 _REMEDIES = {
     errno.ENOSPC: _NO_SPACE,
     errno.EDQUOT: _NO_SPACE,
@@ -38,7 +41,7 @@ _REMEDIES = {
 
 
 def why_missing(path: Path) -> str:
-    """Why there is nothing at `path`, as the end of a sentence: "does not exist", or where a link leads."""
+    """Why `path` does not exist, as the end of a sentence: "does not exist", or the target of a broken link."""
     path = Path(path)
     if not path.is_symlink():
         return "does not exist"
@@ -52,19 +55,19 @@ def why_missing(path: Path) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what the body writes there becomes `path` at once, or not at all.
+    """Yield a temporary path in the folder of `path`; after the body, the file there is renamed to `path`.
 
-    The body has to create the file and close it. Missing parent folders are made. On any exception the temporary
-    file is removed and an earlier `path` stays as it was.
-    Raises StorageError where the operating system refuses, naming the path, the cause and what to do.
+    The body has to create the file and close it. Missing parent folders are created. On any exception the temporary
+    file is removed and an existing `path` is unchanged.
+    Raises StorageError where the operating system refuses; it names the path, the cause and a remedy.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        # The bytes have to reach the disk before the name does: a power cut after the rename would else show
-        # an empty file. Windows flushes only handles that are open for writing.
+        # Flush the content before the rename: otherwise a power failure after the rename could leave an empty file.
+        # Windows flushes only handles that are open for writing.
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -76,14 +79,15 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         raise failure from error
     _sync_folder(path.parent)
+    log.debug("wrote %s", shortened(path))
 
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; what the body puts into it becomes `path` at once, or not at all.
+    """Yield a temporary folder next to `path`; after the body, it is renamed to `path`.
 
     `path` may be missing or an empty folder. On any exception the temporary folder is removed.
-    Raises StorageError where the operating system refuses, naming the path, the cause and what to do.
+    Raises StorageError where the operating system refuses; it names the path, the cause and a remedy.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -101,6 +105,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             raise
         raise failure from error
     _sync_folder(path.parent)
+    log.debug("wrote folder %s", shortened(path))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -110,27 +115,27 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, as UTF-8 with its line ends as they are. Raises StorageError."""
+    """Write `text` to `path` atomically, as UTF-8 with unchanged line ends. Raises StorageError."""
     write_bytes(path, _encoded(text))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` atomically, as JSON in its own order, indented by 2, with a line end.
+    """Write `value` to `path` atomically, as JSON in the order of its keys, indented by 2, with a line end.
 
-    Raises StorageError, and ValueError for NaN and infinity, which other readers of JSON refuse.
+    Raises StorageError, and ValueError for NaN and infinity, which are not JSON.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line` and a line end to `path` and hand it to the operating system at once.
+    """Append `line` and a line end to `path` and flush it to the operating system.
 
-    Raises StorageError; the file then ends where it ended before.
+    Raises StorageError; the file then has its earlier content.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered: a buffer that failed to flush would be tried again when the file closes.
+        # Unbuffered: closing the file would retry a buffer that failed to flush.
         with path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             try:
@@ -145,8 +150,8 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that a killed process left in `folder` itself. A missing folder has none."""
-    # One that cannot be deleted takes space but harms nothing, so it is no reason to stop a run.
+    """Delete the temporary files that a killed process left in `folder`, not in its subfolders."""
+    # A file that cannot be deleted only takes space, so errors are ignored.
     with contextlib.suppress(OSError):
         for entry in Path(folder).iterdir():
             if _LEFTOVER.fullmatch(entry.name) and entry.is_file():
@@ -155,12 +160,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _encoded(text: str) -> bytes:
-    # A file name that is not UTF-8 reaches Python with lone surrogates. Escaped, they also are what JSON wants.
+    # Python represents file names that are not UTF-8 with lone surrogates; escaped, they are valid in JSON, too.
     return text.encode("utf-8", errors="backslashreplace")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable. The new file is in place either way, so a refusal is no failure."""
+    """Flush the rename to disk. The new file is in place either way, so errors are ignored."""
     if os.name != "posix":
         return
     with contextlib.suppress(OSError):
@@ -172,7 +177,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _as_storage_error(path: Path, error: BaseException) -> StorageError | None:
-    """`error` as a StorageError if writing caused it, or None if it is something else."""
+    """`error` as a StorageError if it is a failed write, otherwise None."""
     if isinstance(error, OSError) and not isinstance(error, EchoDistillError):
         return _storage_error(path, error.errno, error.strerror or str(error))
     if isinstance(error, SafetensorError) and (match := _OS_ERROR.search(str(error))):
@@ -181,7 +186,7 @@ def _as_storage_error(path: Path, error: BaseException) -> StorageError | None:
 
 
 def _storage_error(path: Path, code: int | None, cause: str) -> StorageError:
-    remedy = _REMEDIES.get(code or 0, "mend that")
+    remedy = _REMEDIES.get(code or 0, "correct that")
     return StorageError(
         f"{path} could not be written: {cause}; {remedy} and run the same command again (earlier files are untouched)."
     )

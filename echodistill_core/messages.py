@@ -1,6 +1,6 @@
-"""What comes from outside, made fit for a message: one line of limited length, control characters escaped.
+"""Untrusted texts in messages: one line of limited length, with control characters escaped.
 
-A file can hold a name of a megabyte, and a terminal obeys the control characters in it.
+A file can hold a name of a megabyte, and control characters in it would act on the terminal.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _short.maxstring = _short.maxother = 100
 
 
 def quoted(value: object) -> str:
-    """A value as Python writes it, a text in quotation marks, its middle left out where it is long."""
+    """The repr of a value; the middle of a long one is replaced by "..."."""
     return _short.repr(value)
 
 
 def shortened(text: object, longest: int = LONGEST) -> str:
-    """`text` as one line of at most `longest` characters; its middle is left out where it is longer.
+    """`text` as one line of at most `longest` characters; its middle is replaced by "..." where it is longer.
 
-    What is not printable is written as Python would: line breaks, escapes of terminals, marks that turn the writing
-    direction, halves of surrogate pairs.
+    Characters that are not printable are escaped as in a repr: line breaks, terminal escapes, bidirectional marks, lone
+    surrogates.
     """
     whole = str(text)
     line = _escaped(whole[: longest + 1])
@@ -35,7 +35,7 @@ def shortened(text: object, longest: int = LONGEST) -> str:
 
 
 def listed(names: Iterable[object], most: int = NAMED) -> str:
-    """The first `most` of these names, shortened, and how many more there are."""
+    """The first `most` of these names, shortened, followed by the number of the others."""
     given = list(names)
     more = f" and {len(given) - most} more" if len(given) > most else ""
     return f"{', '.join(shortened(name) for name in given[:most])}{more}"

@@ -1,4 +1,4 @@
-"""Every setting of a run, once: its default, range, unit and reason. Flags and node widgets are made from it."""
+"""All settings of a run with default, range, unit and reason. CLI flags and node widgets are generated from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def setting(
     choices: tuple[str, ...] = (),
     affects_result: bool = True,
 ) -> Any:
-    """Declare one field: `low` and `high` are inclusive; `affects_result` says whether it enters the fingerprint."""
+    """Declare one field: `low` and `high` are inclusive; with `affects_result` the field enters the fingerprint."""
     metadata = {
         "reason": reason,
         "unit": unit,
@@ -44,112 +44,137 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """Settings of the distillation stage. The defaults are the paper's; `preset` names the differences.
+    """Settings of the distillation stage. The defaults are those of the paper; a `preset` replaces some of them.
 
     Raises InputError for a value of the wrong type or outside its range.
     """
 
-    preset: str = setting("paper", "named set of defaults; explicit settings win over it", choices=("paper", "tuned"))
+    preset: str = setting(
+        "paper", "named set of defaults; settings given explicitly win over it", choices=("paper", "tuned")
+    )
 
     # The concept
-    class_noun: str = setting("", "what the photographs show, in one or a few words: dog, coffee mug")
-    placeholder: str = setting("<new1>", "the new word that will mean this very subject")
+    class_noun: str = setting("", "class of the subject in one or a few words, such as dog or coffee mug")
+    placeholder: str = setting("<new1>", "new word that stands for the subject in prompts")
     vectors: int = setting(
-        1, "embedding rows behind the placeholder; more hold more detail and eat prompt", unit="tokens", low=1, high=16
+        1,
+        "embedding vectors of the placeholder; more hold more detail and use up more of the prompt's 77 tokens",
+        unit="tokens",
+        low=1,
+        high=16,
     )
     crop: str = setting(
-        "center", "how a photograph becomes square: cut the middle, or squash", choices=("center", "squash")
+        "center",
+        "how photographs are made square: center crops the middle, squash changes the aspect ratio",
+        choices=("center", "squash"),
     )
     max_photographs: int = setting(
-        0, "use only the first so many photographs; 0 uses all, 1 is the paper's one-shot test", low=0
+        0, "number of photographs to use, from the first on; 0 uses all, 1 is the paper's one-shot test", low=0
     )
     augment: bool = setting(
-        True, "shrink onto a grey canvas or enlarge, with a caption that says so (Custom Diffusion)"
+        True,
+        "random resizing as in Custom Diffusion: shrink onto a grey canvas or enlarge, with captions to match",
     )
-    flip: bool = setting(True, "mirror half of the draws; turn off for subjects with writing on them")
+    flip: bool = setting(True, "mirror training images with probability 0.5; turn off for subjects with text on them")
 
     # The run
-    iterations: int = setting(1000, "iterations of the distillation stage; the paper's 1000", low=1)
-    batch_size: int = setting(2, "images per iteration for each model; the paper's 2", unit="images", low=1)
+    iterations: int = setting(1000, "iterations of the distillation stage; the paper uses 1000", low=1)
+    batch_size: int = setting(2, "images per iteration for each model; the paper uses 2", unit="images", low=1)
     resolution: int = setting(
-        0, "side of the training images; 0 takes the family's own (512 for Stable Diffusion)", unit="pixels", low=0
+        0,
+        "side of the training images; 0 uses the family's resolution (512 for Stable Diffusion)",
+        unit="pixels",
+        low=0,
     )
-    seed: int = setting(0, "of every random number in the run", low=0, high=2**63 - 1)
+    seed: int = setting(0, "seed of all random numbers in the run", low=0, high=2**63 - 1)
 
     # What learns
     trainable: str = setting(
         "kv+token",
-        "cross-attention keys and values and the token; the other choices are the paper's baselines",
+        "weights to train: kv+token trains cross-attention keys and values and the token; the others are baselines",
         choices=TRAINABLE,
     )
-    lora_rank: int = setting(16, "rank of the updates when `trainable` is lora", low=1, high=1024)
+    lora_rank: int = setting(16, "rank of the low-rank updates where trainable is lora or lora+token", low=1, high=1024)
     teacher_lr: float = setting(1e-5, "learning rate of the teacher's weights", low=0.0, high=1.0)
     student_lr: float = setting(2e-5, "learning rate of the student's weights", low=0.0, high=1.0)
     token_lr: float = setting(
-        1e-5, "learning rate of the placeholder's rows, which learn beside the teacher", low=0.0, high=1.0
+        1e-5,
+        "learning rate of the placeholder's embedding vectors, which are trained with the teacher",
+        low=0.0,
+        high=1.0,
     )
     critic_lr: float = setting(1e-4, "learning rate of the critics' heads", low=0.0, high=1.0)
-    weight_decay: float = setting(1e-2, "AdamW's decoupled weight decay, on every trained tensor", low=0.0, high=1.0)
+    weight_decay: float = setting(
+        1e-2, "decoupled weight decay of AdamW, applied to all trained tensors", low=0.0, high=1.0
+    )
     lr_decay: str = setting(
         "constant",
-        "the course of every learning rate over a stage; cosine lets it fall to zero, so that the last steps settle",
+        "schedule of all learning rates over a stage; cosine decays them to zero, constant keeps them",
         choices=("constant", "cosine"),
     )
-    grad_clip: float = setting(1.0, "largest gradient norm of teacher and student; 0 turns clipping off", low=0.0)
+    grad_clip: float = setting(1.0, "maximum gradient norm of teacher and student; 0 turns clipping off", low=0.0)
     critic_grad_clip: float = setting(
-        0.0, "largest gradient norm of the critics; 0 off, as in effect in the reference", low=0.0
+        0.0, "maximum gradient norm of the critics; 0 turns clipping off, as the reference effectively does", low=0.0
     )
     share_text_encoder: bool = setting(
-        True, "the student reads the teacher's token and may not change it; off gives it a token of its own"
+        True, "the student uses the teacher's token without training it; off trains a separate token for the student"
     )
 
     # The terms of the losses; a weight of 0 removes the term and its cost
-    teacher_weight: float = setting(1.0, "Eq. 1: the teacher learns the photographs; 0 freezes it", low=0.0)
+    teacher_weight: float = setting(
+        1.0, "weight of Eq. 1, the teacher's reconstruction loss on the photographs; 0 freezes the teacher", low=0.0
+    )
     student_reconstruction_weight: float = setting(
-        0.0, "Eq. 1 applied to the one-step student: the baselines' whole loss, no part of EchoDistill", low=0.0
+        0.0, "weight of Eq. 1 for the one-step student: the only loss of the baselines, unused in EchoDistill", low=0.0
     )
     prior_weight: float = setting(
-        0.0, "Eq. 1 on images of the class, beside Eq. 1 on the photographs (DreamBooth's prior preservation)", low=0.0
+        0.0, "weight of DreamBooth's prior preservation: Eq. 1 on generated images of the class", low=0.0
     )
     prior_images: int = setting(
-        100, "images of the class that a model makes of itself, once, where prior_weight is on", unit="images", low=1
+        100,
+        "class images for prior preservation, generated once before training if prior_weight is over 0",
+        unit="images",
+        low=1,
     )
     alignment_weight: float = setting(
-        1.0, "Eq. 5: the student follows the teacher; 0 with teacher_weight 0 is 'no teacher'", low=0.0
+        1.0, "weight of Eq. 5, the alignment of the student with the teacher; 0 turns it off", low=0.0
     )
-    identity_weight: float = setting(1.0, "Eq. 2: CLIP tokens of both images agree", low=0.0)
-    mse_weight: float = setting(1.0, "Eq. 3: latents of both agree", low=0.0)
-    swd_weight: float = setting(0.1, "Eq. 4: multi-scale sliced Wasserstein distance of both images", low=0.0)
-    adversarial_weight: float = setting(1.0, "Eq. 6: the student's image passes for a photograph", low=0.0)
-    dino_weight: float = setting(1.0, "the DINO v1 critic's share in Eq. 6", low=0.0)
-    dinov2_weight: float = setting(1.0, "the DINO v2 critic's share in Eq. 6", low=0.0)
+    identity_weight: float = setting(1.0, "weight of Eq. 2, the distance of both images' CLIP tokens", low=0.0)
+    mse_weight: float = setting(1.0, "weight of Eq. 3, the squared error between both latents", low=0.0)
+    swd_weight: float = setting(
+        0.1, "weight of Eq. 4, the multi-scale sliced Wasserstein distance of both images", low=0.0
+    )
+    adversarial_weight: float = setting(1.0, "weight of Eq. 6, the adversarial loss of the student's image", low=0.0)
+    dino_weight: float = setting(1.0, "weight of the DINO v1 critic in Eq. 6; 0 removes the critic", low=0.0)
+    dinov2_weight: float = setting(1.0, "weight of the DINO v2 critic in Eq. 6; 0 removes the critic", low=0.0)
     dinov2_backbone: str = setting(
         "dinov2",
-        "ViT-L/14 at 518 as in the paper, or ViT-S/14 at 224 for a hundredth of its cost",
+        "DINO v2 critic: ViT-L/14 at 518 pixels as in the paper, or ViT-S/14 at 224 at 1 % of the cost",
         choices=("dinov2", "dinov2-small"),
     )
-    clip_weight: float = setting(1.0, "the CLIP critic's share in Eq. 6", low=0.0)
+    clip_weight: float = setting(1.0, "weight of the CLIP critic in Eq. 6; 0 removes the critic", low=0.0)
     image_every: int = setting(
         1,
-        "iterations from one comparison of images to the next: Eq. 2, 4, 6 and 7 are in the loss, and cost, only then; "
-        "Eq. 3, of latents, is in each",
+        "compute image losses (Eq. 2, 4, 6, 7) every k iterations; the latent MSE (Eq. 3) in every iteration",
         unit="iterations",
         low=1,
     )
     critic_every: int = setting(
         1,
-        "comparisons of images from one turn of the critics to the next: Eq. 6 and Eq. 7 are in the loss only then",
+        "compute the adversarial losses (Eq. 6, 7) at every k-th computation of image losses",
         unit="comparisons",
         low=1,
     )
     alignment_by_t: bool = setting(
-        True, "weigh alignment by c(t) = abar_t (ADD's exponential weight); off weighs all timesteps alike"
+        True, "weight alignment by c(t) = abar_t (ADD's exponential weighting); off weights all timesteps equally"
     )
-    guidance_scale: float = setting(7.5, "classifier-free guidance of the teacher in the alignment", low=1.0, high=50.0)
+    guidance_scale: float = setting(
+        7.5, "classifier-free guidance scale of the teacher in the alignment loss", low=1.0, high=50.0
+    )
     swd_levels: int = setting(
-        5, "levels of MS-SWD's Gaussian pyramid, as far as the image is large enough", low=1, high=10
+        5, "levels of the Gaussian pyramid in MS-SWD; levels too small for a patch are skipped", low=1, high=10
     )
-    swd_projections: int = setting(128, "random projections of MS-SWD, drawn anew every call", low=1, high=4096)
+    swd_projections: int = setting(128, "random projections in MS-SWD, drawn at every call", low=1, high=4096)
 
     # Beyond the paper: parts that are registered by Python code (docs/extending.md)
     extra_losses: str = setting(
@@ -159,37 +184,42 @@ class TrainSettings:
         "", "weights of registered backbones as critics in Eq. 6, as name=weight, separated by spaces; empty for none"
     )
 
-    # Where the reference departs from the works it cites: the defaults keep its behaviour, the other values mend it
-    swd_unit_range: bool = setting(False, "give MS-SWD sRGB in [0,1] as it expects; the reference gives [-1,1]")
+    # Where the reference differs from the works it cites. The defaults keep its behaviour; the other values correct it.
+    swd_unit_range: bool = setting(False, "pass sRGB in [0,1] to MS-SWD, as it is defined; the reference passes [-1,1]")
     backbone_normalisation: bool = setting(
-        False, "give each frozen backbone its own mean and deviation; the reference gives [-1,1]"
+        False, "normalise images with the mean and deviation of each frozen backbone; the reference passes [-1,1]"
     )
     critic_canvas: bool = setting(
-        True, "critics see shrunken photographs with their grey canvas as real, as in the reference"
+        True, "show the critics shrunken photographs with their grey canvas as real images, as the reference does"
     )
 
     # How it computes
     precision: str = setting(
-        "fp32", "bf16 halves memory on recent GPUs; what is trained stays fp32", choices=PRECISIONS
+        "fp32",
+        "data type for computation; bf16 halves memory on recent GPUs, trained weights stay fp32",
+        choices=PRECISIONS,
     )
     memory_mode: str = setting(
         "normal",
-        "fits smaller GPUs when low: one image and one UNet at a time, activations made again; more time, the same "
-        "result but for rounding",
+        "low fits smaller GPUs: one image and one UNet at a time, with activation checkpointing; it is slower, and the "
+        "result differs only by rounding",
         choices=("normal", "low"),
         affects_result=False,
     )
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", affects_result=False)
+    device: str = setting("auto", "device to compute on: auto, cpu, cuda, cuda:1, mps", affects_result=False)
 
     # What is written while it runs
     log_every: int = setting(
-        10, "iterations between log lines, when losses are also checked for NaN", low=1, affects_result=False
+        10, "iterations between log entries; losses are checked for NaN at the same time", low=1, affects_result=False
     )
     checkpoint_every: int = setting(
-        100, "iterations between checkpoints; a killed run loses at most so many", low=1, affects_result=False
+        100,
+        "iterations between checkpoints; a killed run loses at most this many iterations",
+        low=1,
+        affects_result=False,
     )
     preview_every: int = setting(
-        100, "iterations between contact sheets of one-step samples; 0 for none", low=0, affects_result=False
+        100, "iterations between previews of one-step samples; 0 turns them off", low=0, affects_result=False
     )
 
     def __post_init__(self) -> None:
@@ -199,64 +229,64 @@ class TrainSettings:
 
     @property
     def critic_weights(self) -> dict[str, float]:
-        """The critics that are on, by backbone name, with their shares in Eq. 6. Empty without an adversarial term."""
+        """The active critics: backbone name -> weight in Eq. 6. Empty without an adversarial loss."""
         weights = {"dino": self.dino_weight, "dinov2": self.dinov2_weight, "clip": self.clip_weight}
         weights |= weights_by_name("extra_critics", self.extra_critics)
         return {name: w for name, w in weights.items() if w > 0} if self.adversarial_weight > 0 else {}
 
     @property
     def aligns(self) -> bool:
-        """Whether any alignment term is on, and with it the teacher's pass in the student's step."""
+        """Whether any alignment loss is active, which requires the teacher's forward pass in the student's step."""
         weights = (self.identity_weight, self.mse_weight, self.swd_weight, *self.extra_loss_weights.values())
         return self.alignment_weight > 0 and max(weights) > 0
 
     @property
     def extra_loss_weights(self) -> dict[str, float]:
-        """The weights of registered loss terms that are on, by name. Empty without alignment."""
+        """The active registered loss terms: name -> weight in Eq. 5. Empty without alignment."""
         weights = weights_by_name("extra_losses", self.extra_losses)
         return {name: w for name, w in weights.items() if w > 0} if self.alignment_weight > 0 else {}
 
     @property
     def teaches(self) -> bool:
-        """Whether the teacher itself learns (Eq. 1)."""
+        """Whether the teacher is trained (Eq. 1)."""
         return self.teacher_weight > 0
 
     @property
     def reconstructing_roles(self) -> tuple[str, ...]:
-        """The roles that learn by reconstruction (Eq. 1), in the order of an iteration."""
+        """The roles with a reconstruction loss (Eq. 1), in the order of an iteration."""
         weights = {"teacher": self.teacher_weight, "student": self.student_reconstruction_weight}
         return tuple(role for role, weight in weights.items() if weight > 0)
 
     @property
     def prior_roles(self) -> tuple[str, ...]:
-        """The roles that learn by reconstruction with prior preservation. A token alone is in no caption of a class."""
+        """The roles with prior preservation. Class captions do not contain the token, so training it alone has none."""
         if self.prior_weight == 0 or self.trainable == "token":
             return ()
         return self.reconstructing_roles
 
     @property
     def generates(self) -> bool:
-        """Whether an iteration needs an image from the student."""
+        """Whether an iteration generates an image with the student."""
         return self.aligns or bool(self.critic_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EchoSettings:
-    """Settings of the echoing stage. Everything else carries on from the distillation stage.
+    """Settings of the echoing stage. All other settings are those of the distillation stage.
 
     Raises InputError for a value of the wrong type or outside its range.
     """
 
     iterations: int = setting(500, "iterations of the echoing stage", low=1)
     pool_size: int = setting(
-        64, "images that the student makes, once, as the new training images", unit="images", low=1
+        64, "images that the student generates once as the new training images", unit="images", low=1
     )
-    prompts: str = setting("", "prompts of the pool, separated by |; empty takes the training prompts")
+    prompts: str = setting("", "prompts of the generated images, separated by |; empty uses the training prompts")
     real_share: float = setting(
-        0.0, "share of draws that still come from the photographs; the paper replaces them all", low=0.0, high=1.0
+        0.0, "fraction of training images drawn from the photographs; the paper uses none", low=0.0, high=1.0
     )
-    carry_optimizers: bool = setting(True, "go on with the optimisers' moments; off starts them anew")
-    carry_critics: bool = setting(True, "go on with the critics; off starts their heads anew")
+    carry_optimizers: bool = setting(True, "keep the optimisers' moments of the first stage; off resets them")
+    carry_critics: bool = setting(True, "keep the critics of the first stage; off reinitialises their heads")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -264,8 +294,8 @@ class EchoSettings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    # 56 % of the operations, and in the miniature as good within the intervals but for CLIP-I (docs/results.md):
-    # images, which have to be decoded, in every third iteration, and backbones that see what they were trained on.
+    # 56 % of the operations. In the miniature all metrics but CLIP-I stay within the confidence intervals
+    # (docs/results.md). Images are decoded in every third iteration only, and backbones get their own normalisation.
     "tuned": {"backbone_normalisation": True, "image_every": 3},
 }
 
@@ -322,11 +352,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def from_options(cls: type[T], options: Mapping[str, Any], recommended: Mapping[str, Any] | None = None) -> T:
-    """Build a settings dataclass: explicit options over its preset over what is recommended over its defaults.
+    """Build a settings dataclass. Precedence: options, the preset among them, recommended values, defaults.
 
-    recommended: values for the models at hand (models.sources.settings_for). A preset names a few differences on
-        purpose and so wins over them; where it says nothing, they hold.
-    Raises InputError for a name that is no setting, suggesting the nearest, and for values that do not fit.
+    recommended: values for the models in use (models.sources.settings_for). A preset wins over them.
+    Raises InputError for an unknown name, suggesting the nearest, and for invalid values.
     """
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in (*options, *(recommended or {})):
@@ -337,7 +366,7 @@ def from_options(cls: type[T], options: Mapping[str, Any], recommended: Mapping[
 
 
 def affecting_result(settings: Any) -> dict[str, Any]:
-    """The fields that determine a run's result, by name. The preset's name is left out: its values are there."""
+    """The fields that determine a run's result, by name. The preset's name is left out, its values are included."""
     return {
         f.name: getattr(settings, f.name)
         for f in dataclasses.fields(settings)

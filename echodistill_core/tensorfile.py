@@ -1,4 +1,4 @@
-"""safetensors files: written so that equal content gives equal bytes, and read without trusting a byte of them.
+"""safetensors files: written deterministically (equal content gives equal bytes) and read as untrusted input.
 
 The format is 8 bytes with the length n of the header (little-endian), n bytes of JSON, then the tensors' data:
 {"__metadata__": {text: text}, name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [start, end]}, ...}, where
@@ -19,9 +19,12 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import replacing, why_missing
-from .messages import quoted
+from .logs import logger
+from .messages import quoted, shortened
 from .settings import nearest
 from .tensorheader import ITEM_BYTES, METADATA, FlawError, Header, parse_header
+
+log = logger(__name__)
 
 _WRITTEN_AS = {
     torch.bool: "BOOL",
@@ -43,13 +46,13 @@ _PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically. Equal content gives equal bytes, whatever the order of the mappings.
+    """Write a safetensors file atomically. Equal content gives equal bytes; the order of the mappings has no effect.
 
-    Tensors may lie on any device, share storage and be strided; each is copied to the CPU alone, while it is written.
-    Raises StorageError where it cannot be written, and InputError for a tensor or text that the format cannot hold.
+    Tensors may be on any device, share storage and be strided; they are copied to the CPU one at a time.
+    Raises StorageError where the write fails, and InputError for a tensor or text that the format cannot hold.
     """
-    # safetensors' own save_file writes the same bytes, except that it orders metadata at random, makes the file
-    # readable by its owner only, leaves a nameless hidden file when it is killed, and copies all tensors at once.
+    # safetensors.torch.save_file writes the same format, but orders metadata randomly, makes the file readable by its
+    # owner only, leaves a hidden temporary file when it is killed, and copies all tensors at once.
     for name, tensor in tensors.items():
         if name == METADATA or tensor.dtype not in _WRITTEN_AS or tensor.layout != torch.strided:
             raise InputError(
@@ -58,7 +61,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             )
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
         raise InputError(f"the metadata for {path} are {quoted(metadata)}; expected only text; convert them.")
-    # The widest types come first, so that every tensor is aligned to its type.
+    # The widest types come first, so that every tensor is aligned to its element size.
     names = sorted(sorted(tensors), key=lambda name: -_LAYOUT[_WRITTEN_AS[tensors[name].dtype]])
     header: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))}
     end = 0
@@ -77,16 +80,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in names:
-            # numpy has no bfloat16: the bytes go through uint8.
+            # numpy has no bfloat16, so the bytes are viewed as uint8.
             flat = tensors[name].detach().cpu().contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().data)
 
 
 def read_header(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
-    """Read and check everything in a safetensors file but the tensors' values, which are not touched.
+    """Read and check the header of a safetensors file; the tensors' values are not read.
 
     Stricter than safetensors: it also refuses duplicate names, unknown fields, and headers over `max_header_bytes`.
-    Raises InputError for a file that cannot be read, is of another kind (a pickle is named as such) or is malformed.
+    Raises InputError for a file that is unreadable, malformed or of another format (pickles are named as such).
     """
     path = Path(path)
     try:
@@ -118,9 +121,9 @@ def read_header(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
 def read_tensors(path: Path, names: Iterable[str] | None = None, check_finite: bool = False) -> dict[str, Tensor]:
     """Read the named tensors, or all, to the CPU, after the checks of `read_header`.
 
-    The tensors are views of the mapped file: writing into them leaves the file alone, but where the same file is to be
-    replaced while they live, Windows wants them cloned first.
-    Raises InputError as `read_header` does, for a name that is not there, and with `check_finite` for NaN and infinity.
+    The tensors are copy-on-write views of the memory-mapped file: writing to them does not change the file. On Windows,
+    clone them before the same file is replaced.
+    Raises InputError as `read_header` does, for a missing name, and with `check_finite` for NaN and infinity.
     """
     header = read_header(path)
     wanted = list(header.tensors) if names is None else list(names)
@@ -137,6 +140,7 @@ def read_tensors(path: Path, names: Iterable[str] | None = None, check_finite: b
         raise InputError(
             f"{path} cannot be read by safetensors: {error}; expected what its header says; download or copy it again."
         ) from error
+    log.debug("read %d of %d tensors of %s", len(tensors), len(header.tensors), shortened(path))
     if check_finite:
         for name, tensor in tensors.items():
             _check_finite(path, name, tensor)
@@ -146,7 +150,7 @@ def read_tensors(path: Path, names: Iterable[str] | None = None, check_finite: b
 def _check_finite(path: Path, name: str, tensor: Tensor) -> None:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return
-    # torch tests most 8-bit floats not at all or wrongly; as float32 they keep their NaN.
+    # torch.isfinite does not support most 8-bit floats; converted to float32, NaN stays NaN.
     bad = int((~torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor)).sum())
     if bad:
         raise InputError(
@@ -156,7 +160,7 @@ def _check_finite(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def _refuse_other_kinds(path: Path, head: bytes) -> None:
-    """Name the usual files that are mistaken for safetensors, by their first bytes. For files that cannot be one."""
+    """Raise InputError for common other formats, recognised by their first bytes. Call it for invalid files only."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(b"version https://git-lfs"):
         raise InputError(
@@ -168,8 +172,8 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
             f"{path} is a web page saved in place of the file; expected safetensors; download the file itself, which "
             "may need a login or another link."
         )
-    # The first bytes of a pickle are also those of a safetensors header of some length (640 bytes begins with
-    # b"\x80\x02"); that has zeros in the higher bytes of its length, and a pickle has not.
+    # A safetensors header can start with the bytes of a pickle: a length of 640 is b"\x80\x02". The higher bytes of
+    # such a length are zero; those of a pickle are not.
     is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5") and any(head[3:8])
     is_zip = head.startswith(b"PK\3\4")
     if is_pickle or is_zip or (path.suffix.lower() in _PICKLE_SUFFIXES and head[8:9] != b"{"):

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, parsed without trusting a byte of it.
+"""Parser of safetensors headers as untrusted input.
 
 A JSON object {"__metadata__": {text: text}, name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [start, end]},
 ...}, where the offsets count bytes from the end of the header (https://huggingface.co/docs/safetensors).
@@ -15,8 +15,8 @@ from typing import Any
 
 from .messages import quoted
 
-# Bytes of one element, in the order by which safetensors lays out a file (the last comes first).
-# Its 4- and 6-bit types are left out: no model here has them, and torch cannot compute with them.
+# Bytes per element. safetensors stores the types of a file in the reverse of this order.
+# Its 4- and 6-bit types are not supported: no model here uses them, and torch cannot compute with them.
 _NAMES_BY_BYTES = {
     1: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
     2: "I16 U16 F16 BF16",
@@ -36,7 +36,7 @@ _TOKEN = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: its type by safetensors' name, its shape, and its bytes start..end of the data."""
+    """One tensor of a file: safetensors' name of its type, its shape, and its byte range start..end in the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,14 +46,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says about itself: free-form metadata, and its tensors by name in the file's order."""
+    """Free-form metadata of a safetensors file, and its tensors by name in the file's order."""
 
     metadata: dict[str, str]
     tensors: dict[str, TensorInfo]
 
 
 class FlawError(Exception):
-    """(what was found, what was expected); the reader adds the file and the remedy."""
+    """A malformed header, as (found, expected). The caller adds the file and the remedy."""
 
 
 def parse_header(raw: bytes, data_bytes: int) -> Header:
@@ -86,7 +86,7 @@ def _parse_json(raw: bytes) -> Any:
 
 
 def _check_depth(raw: bytes) -> None:
-    """Refuse deep nesting before the parser, which recurses: a raised recursion limit would let it crash Python."""
+    """Refuse deep nesting before parsing: the parser recurses, and a raised recursion limit lets it crash Python."""
     depth, in_text = 0, False
     for match in _TOKEN.finditer(raw):
         token = match[0]
@@ -101,7 +101,7 @@ def _check_depth(raw: bytes) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refusing what readers disagree about: a name given twice, and half of a surrogate pair."""
+    """A JSON object. Refuses duplicate names and lone surrogates, which JSON readers treat differently."""
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
@@ -114,7 +114,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    # Length first: turning a million digits into a number takes minutes.
+    # Check the length first: converting a million digits takes minutes.
     if digits.startswith("-") or len(digits) > 19 or int(digits) > MAX_INTEGER:
         _no_number(digits)
     return int(digits)
@@ -131,12 +131,12 @@ def _tensor_info(name: str, entry: Any) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise FlawError(f"{tensor} has the type {quoted(dtype)}", f"one of {', '.join(ITEM_BYTES)}")
-    # type() rather than isinstance(): to Python, true is an integer.
+    # type() rather than isinstance(): bool is a subclass of int.
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or any(type(n) is not int for n in shape):
         raise FlawError(f"{tensor} has the shape {quoted(shape)}", f"a list of at most {MAX_DIMENSIONS} whole numbers")
     if not isinstance(offsets, list) or len(offsets) != 2 or any(type(n) is not int for n in offsets):
         raise FlawError(f"{tensor} has the offsets {quoted(offsets)}", "two whole numbers")
-    # Strides overflow where a tensor has a length of 0 beside huge ones, so zeros count as ones here.
+    # Zeros count as ones: strides overflow for shapes that combine 0 with huge lengths.
     if math.prod(max(n, 1) for n in shape) * ITEM_BYTES[dtype] > MAX_INTEGER:
         raise FlawError(f"{tensor} has the shape {quoted(shape)}", f"at most {MAX_INTEGER} bytes")
     start, end = offsets
@@ -147,7 +147,7 @@ def _tensor_info(name: str, entry: Any) -> TensorInfo:
 
 
 def _check_cover(tensors: Mapping[str, TensorInfo], header_bytes: int, data_bytes: int) -> None:
-    """The tensors have to cover the data once: overlaps let a small file fill the memory, gaps hide something."""
+    """Require that the tensors cover the data once: overlaps let a small file fill the memory, gaps hide data."""
     covered = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start != covered:

@@ -1,4 +1,4 @@
-"""What each command does, once its flags are parsed."""
+"""The commands, each a function of its parsed flags."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from ..concept.augment import to_unit
 from ..concept.photographs import Photograph, load_photograph, load_photographs, to_square
 from ..devices import DTYPES, pick_device
 from ..errors import InputError
+from ..eventlog import EventLog
+from ..logs import logger
 from ..miniature.concepts import foreign_to_the_miniature
 from ..models.family import Family
 from ..models.open import open_family
@@ -36,18 +38,21 @@ from ..sampling import sample as sample_images
 from ..settings import EchoSettings, TrainSettings, affecting_result, from_options
 from ..training import session
 from ..training.build import needs_teacher
+from ..training.events import Listener
 from ..training.identity import fingerprint_of
 from ..training.run import STAGES, Run, open_run
 from ..training.start import start_files
 from .arguments import COMPUTING, given
-from .facts import adapter_facts, lines, run_facts
+from .facts import adapter_facts, environment_facts, lines, run_facts
 from .progress import ProgressBar, has_display, say, stoppable
+
+log = logger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Learn one thing with the embedded family and show on a page what came of it."""
+    """Learn one subject with the embedded family and write an HTML page with the results."""
     from ..demo.demo import check_folder, learn
     from ..demo.settings import DemoSettings
     from ..demo.task import choose
@@ -68,7 +73,7 @@ def demo(options: argparse.Namespace) -> None:
         bar.close()
         say(text)
 
-    with stoppable([bar]) as listen:
+    with stoppable([bar, EventLog()]) as listen:
         page = learn(task, settings, folder, listen, tell)
     if settings.open and sys.stdout.isatty() and has_display():
         webbrowser.open(page.resolve().as_uri())
@@ -78,6 +83,7 @@ def demo(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     """Learn a concept from photographs."""
     sources = from_options(ModelSources, given(options, ModelSources)).absolute()
+    listeners = _optional_listeners(options)
     settings = settings_for(TrainSettings, given(options, TrainSettings), sources)
     session.check_concept(settings)
     pick_device(settings.device)
@@ -89,26 +95,30 @@ def train(options: argparse.Namespace) -> None:
         _warn_of_foreign(photographs, settings.class_noun)
     folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs, start)
     say(f"{settings.class_noun}: {_counted(photographs)} -> {folder}")
-    with stoppable([ProgressBar(), RunPictures(folder)]) as listen:
+    listeners += [ProgressBar(), RunPictures(folder), EventLog()]
+    log.info("run folder %s: %s", folder, "exists, resumed if unfinished" if (folder / "run.json").is_file() else "new")
+    with stoppable(listeners) as listen:
         run = session.train(photographs, family, settings, sources, folder, listen, start)
     _finished(run, "distil")
 
 
 def echo(options: argparse.Namespace) -> None:
-    """Let the student's own samples teach both models."""
+    """Run the echoing stage: train both models on samples of the student."""
+    listeners = _optional_listeners(options)
     run = open_run(options.run)
     settings = settings_for(EchoSettings, given(options, EchoSettings), run.sources)
     own = given(options, TrainSettings)
     run.record["settings"].update({name: own[name] for name in COMPUTING if name in own})
     distil = run.settings
     family = _family(run.sources, with_teacher=needs_teacher(distil, run.start_files()))
-    with stoppable([ProgressBar(), RunPictures(run.folder)]) as listen:
+    listeners += [ProgressBar(), RunPictures(run.folder), EventLog()]
+    with stoppable(listeners) as listen:
         run = session.echo(run, family, settings, listen)
     _finished(run, "echo")
 
 
 def sample(options: argparse.Namespace) -> None:
-    """Make pictures."""
+    """Generate images."""
     teacher = options.role == "teacher"
     adapters, sources = _adapters_and_sources(options)
     placeholders = {a.placeholder: a.class_noun for a in adapters}
@@ -141,9 +151,12 @@ def sample(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    """Say what is in an adapter file or a run folder."""
+    """Describe an adapter file or a run folder; without a path, the environment."""
     path = Path(options.path)
-    facts = run_facts(open_run(path)) if path.is_dir() else adapter_facts(read_adapter(path))
+    if not options.path:
+        facts = environment_facts()
+    else:
+        facts = run_facts(open_run(path)) if path.is_dir() else adapter_facts(read_adapter(path))
     if options.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -151,7 +164,7 @@ def info(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Write a run or adapter for other tools."""
+    """Convert a run or adapter for other tools."""
     path, out = Path(options.path), Path(options.out)
     if path.is_dir():
         options.run, options.adapter = options.path, []
@@ -174,7 +187,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    """Run a suite of the bench, or what is missing of it."""
+    """Run a suite of the bench, or its missing part."""
     from ..evaluation import suites
 
     suite = suites.QUICK if options.quick else suites.SUITES[options.suite]
@@ -190,7 +203,7 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def download(options: argparse.Namespace) -> None:
-    """Get checkpoints and backbones from the hub."""
+    """Download checkpoints and backbones from the hub."""
     from ..models.download import describe, plan
     from ..models.download import download as fetch
 
@@ -200,7 +213,9 @@ def download(options: argparse.Namespace) -> None:
         return
     if not options.yes:
         if not sys.stdin.isatty():
-            raise InputError("nothing was downloaded: nobody is there to agree; add --yes to start without asking.")
+            raise InputError(
+                "nothing was downloaded: there is no terminal to confirm on; add --yes to start without asking."
+            )
         if input("Download now? [y/N] ").strip().lower() not in ("y", "yes"):
             say("nothing was downloaded")
             return
@@ -209,7 +224,7 @@ def download(options: argparse.Namespace) -> None:
 
 
 def _adapters_and_sources(options: argparse.Namespace) -> tuple[list[Adapter], ModelSources]:
-    """The adapters that a command is to use, and the models: a run's own unless flags say otherwise."""
+    """The adapters and the model sources of a command: those of its run, unless flags replace them."""
     own = given(options, ModelSources)
     if not options.run:
         adapters = [read_adapter(path) for path in options.adapter]
@@ -231,19 +246,19 @@ def _adapters_and_sources(options: argparse.Namespace) -> tuple[list[Adapter], M
 
 
 def _check_sampling(options: argparse.Namespace, out: Path) -> None:
-    """Raise InputError for what would else show after the models were loaded."""
+    """Raise InputError for invalid flags before the models are loaded."""
     if out.suffix.lower() not in IMAGE_SUFFIXES:
-        raise InputError(f"out {out} is no picture file; expected a name ending in {', '.join(IMAGE_SUFFIXES)}.")
+        raise InputError(f"out {out} is not an image file; expected a name ending in {', '.join(IMAGE_SUFFIXES)}.")
     if not out.parent.is_dir():
-        raise InputError(f"out {out} lies in no folder: {out.parent} does not exist; make it, or choose another.")
+        raise InputError(
+            f"out {out} cannot be written: the folder {out.parent} does not exist; create it or choose another."
+        )
     if options.batch < 1:
         raise InputError(f"batch is {options.batch}; expected 1 or more.")
     if not 0 <= options.seed < 2**63:
         raise InputError(f"seed is {options.seed}; expected 0 to {2**63 - 1}.")
     if not 0 < options.denoise <= 1:
-        raise InputError(
-            f"denoise is {options.denoise}; expected more than 0 (keep the picture), at most 1 (redraw it)."
-        )
+        raise InputError(f"denoise is {options.denoise}; expected over 0 (keep the image), at most 1 (redraw it).")
 
 
 def _start_picture(options: argparse.Namespace, family: Family) -> Tensor | None:
@@ -264,20 +279,33 @@ def _family(sources: ModelSources, *, with_teacher: bool) -> Family:
     family = open_family(sources, with_teacher=with_teacher)
     for warning in family.warnings:
         say(f"warning: {warning}")
+    for role, denoiser in (("student", family.student), ("teacher", family.teacher)):
+        if denoiser is not None:
+            predicts = denoiser.schedule.prediction_type
+            log.info("%s: %s, %s, fingerprint %s", role, denoiser.origin, predicts, denoiser.fingerprint)
     return family
+
+
+def _optional_listeners(options: argparse.Namespace) -> list[Listener]:
+    """The TensorBoard listener, if --tensorboard names a folder. Raises InputError where it is not installed."""
+    if not options.tensorboard:
+        return []
+    from ..tensorboard import TensorBoard
+
+    return [TensorBoard(options.tensorboard)]
 
 
 def _default_folder(
     settings: TrainSettings, sources: ModelSources, photographs: Sequence[Photograph], start: Mapping[str, Path]
 ) -> Path:
-    """runs/<noun>-<fingerprint>: the same command finds the same run again."""
+    """runs/<noun>-<fingerprint>, so that the same command resumes the same run."""
     begun = {f"start_{role}": hashlib.sha256(path.read_bytes()).hexdigest() for role, path in start.items()}
     identity = {**affecting_result(settings), **dataclasses.asdict(sources), **begun}
     return Path("runs") / _name(settings.class_noun, identity, photographs)
 
 
 def _name(class_noun: str, identity: Mapping[str, Any], photographs: Sequence[Photograph]) -> str:
-    """<noun>-<fingerprint> of an identity and the photographs' contents."""
+    """<noun>-<fingerprint of the identity and of the photographs' pixels>."""
     contents = [hashlib.sha256(p.image.tobytes()).hexdigest() for p in photographs]
     noun = re.sub(r"\W+", "-", class_noun).strip("-")
     return f"{noun}-{fingerprint_of({**identity, 'photographs': contents})[:8]}"
@@ -304,7 +332,7 @@ def _finished(run: Run, stage: str) -> None:
     say(f'next: {echo}echodistill sample {run.folder} --prompt "a {name} {run.settings.class_noun} on the beach"')
 
 
-# diffusers and transformers report every cast and deprecation; what matters is checked here and said in one sentence.
+# diffusers and transformers report every cast and deprecation; this package checks its inputs itself.
 diffusers_logging.set_verbosity_error()
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()

@@ -1,7 +1,8 @@
-"""What a terminal shows while a command runs, and how Ctrl-C stops training between two iterations."""
+"""Terminal output of a running command: progress bar, warnings, log records; Ctrl-C stops between two iterations."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,9 +15,10 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import Notice
+from ..logs import NAME
 from ..training.events import Event, Listener, LossesLogged, PoolProgress, StepDone, latest
 
-SHOWN = ("teacher", "alignment", "student", "fool_dino", "fool_dinov2", "fool_clip")
+SHOWN = ("recon_teacher", "alignment", "recon_student", "adv_dino", "adv_dinov2", "adv_clip")
 
 
 class ProgressBar:
@@ -41,7 +43,7 @@ class ProgressBar:
         if self.bar is None or self.name != name:
             self.close()
             self.name, self.losses = name, {}
-            # A resumed stage starts the bar where it resumes, so that the time left is that of what is left.
+            # A resumed stage starts the bar at its checkpoint, so that the remaining time is estimated correctly.
             self.bar = tqdm(desc=name, total=total, initial=done - 1, unit=unit, dynamic_ncols=True)
         self.bar.update(done - self.bar.n)
 
@@ -54,9 +56,10 @@ class ProgressBar:
 
 @contextmanager
 def stoppable(listeners: list[Listener]) -> Iterator[Listener]:
-    """One listener that calls all of these and turns the first Ctrl-C into a stop after the running iteration.
+    """Yield one listener that calls all of these. The first Ctrl-C stops training after the running iteration.
 
-    The loop then saves a checkpoint. A second Ctrl-C stops at once.
+    The loop then saves a checkpoint. A second Ctrl-C stops at once. Listeners with a `close` method are closed at the
+    end.
     """
     stop = False
 
@@ -79,18 +82,19 @@ def stoppable(listeners: list[Listener]) -> Iterator[Listener]:
     finally:
         signal.signal(signal.SIGINT, previous)
         for listener in listeners:
-            if isinstance(listener, ProgressBar):
-                listener.close()
+            close = getattr(listener, "close", None)
+            if close is not None:
+                close()
 
 
 def say(text: str) -> None:
-    """Print a line to standard error, above a progress bar where there is one."""
+    """Print a line to standard error, above the progress bar if one is shown."""
     tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Print this package's notices, as they come, as one line each instead of Python's two with a source line."""
+    """Print each Notice as one line, without Python's source line. Other warnings are shown as usual."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", Notice)
         others = warnings.showwarning
@@ -105,8 +109,36 @@ def shown_warnings() -> Iterator[None]:
         yield
 
 
+class _TerminalHandler(logging.Handler):
+    """Prints log records with `say`, so that they do not break the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        say(self.format(record))
+
+
+@contextmanager
+def shown_logs(verbose: bool) -> Iterator[None]:
+    """Print the package's log records of level DEBUG and above to standard error, if `verbose`."""
+    if not verbose:
+        yield
+        return
+    target, handler = logging.getLogger(NAME), _TerminalHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    level, propagate = target.level, target.propagate
+    target.addHandler(handler)
+    target.setLevel(logging.DEBUG)
+    target.propagate = False
+    try:
+        yield
+    finally:
+        target.removeHandler(handler)
+        target.setLevel(level)
+        target.propagate = propagate
+
+
 def has_display() -> bool:
-    """Whether a browser's window could appear here: not in a remote shell, nor on a server."""
+    """Whether a browser window can be shown: not in a remote shell, nor on a server without a display."""
     if sys.platform in ("win32", "darwin"):
         return "SSH_CONNECTION" not in os.environ
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

