@@ -117,12 +117,12 @@ def _add_export(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    bench = _command(commands, "bench", "train and judge the method, its baselines and ablations, and write a report")
+    bench = _command(commands, "bench", "train and evaluate the method, baselines and ablations, and write a report")
     bench.add_argument(
         "--suite",
-        choices=("miniature", "laboratory"),
         default="miniature",
-        help="the paper's tables, or trials of settings on the development concepts",
+        metavar="NAME",
+        help="a registered suite: miniature (the paper's tables) or sweep (trials of settings on development concepts)",
     )
     bench.add_argument("--quick", action="store_true", help="a few iterations of a few methods, to see that it runs")
     bench.add_argument(
