@@ -59,8 +59,8 @@ def choose(settings: DemoSettings, photos: Sequence[str]) -> DemoTask:
         return _of_concept(settings.concept or DEFAULT_CONCEPT)
     if settings.concept:
         raise InputError(
-            f"both photographs and the concept {settings.concept!r} were given; a demo trains on one concept: leave out "
-            "--photos or --concept."
+            f"both photographs and the concept {settings.concept!r} were given; a demo trains on one concept: "
+            "leave out --photos or --concept."
         )
     if not noun:
         raise InputError(

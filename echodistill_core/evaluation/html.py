@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from Jinja templates: no scripts and no network access, for light and dark colour schemes."""
+"""Self-contained HTML pages from Jinja templates: no scripts, no network access, light and dark colour schemes."""
 
 from __future__ import annotations
 

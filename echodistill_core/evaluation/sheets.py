@@ -6,13 +6,14 @@ pixels (W3C Media Fragments URI 1.0, section 4.2.2), which selects one tile of a
 
 from __future__ import annotations
 
+import contextlib
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 from ..reporting import save_picture
 from .summary import summarise
@@ -29,17 +30,13 @@ _Key = tuple[str, str]  # method, concept
 def open_picture(folder: Path, address: str) -> Image.Image:
     """The picture, or the tile of a sheet, at a result's address. Raises OSError where it cannot be read."""
     fragment = _FRAGMENT.search(address)
-    try:
-        with Image.open(folder / _FRAGMENT.sub("", address)) as picture:
-            picture.load()
-            if fragment is None:
-                return picture.copy()
-            left, top, width, height = map(int, fragment.groups())
-            if left + width > picture.width or top + height > picture.height:
-                raise OSError(f"{address} lies outside of the picture of {picture.width}×{picture.height} pixels")
-            return picture.crop((left, top, left + width, top + height))
-    except UnidentifiedImageError as error:
-        raise OSError(str(error)) from error
+    with Image.open(folder / _FRAGMENT.sub("", address)) as picture:
+        if fragment is None:
+            return picture.copy()
+        left, top, width, height = map(int, fragment.groups())
+        if left + width > picture.width or top + height > picture.height:
+            raise OSError(f"{address} is outside of the picture of {picture.width}×{picture.height} pixels")
+        return picture.crop((left, top, left + width, top + height))
 
 
 def write_sheets(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
@@ -56,10 +53,8 @@ def write_sheets(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[s
             shown.setdefault((row["method"], row["concept"]), row["picture"])
     tiles = {}
     for key, address in shown.items():
-        try:
+        with contextlib.suppress(OSError):
             tiles[key] = open_picture(folder, address).convert("RGB")
-        except OSError:
-            continue
     addresses: dict[_Key, str] = {}
     for section in summary.sections:
         methods = {row.method: row.title for row in section.rows if any(method == row.method for method, _ in tiles)}

@@ -68,7 +68,7 @@ def bench(folder: Path, suite: Suite, *, workers: int, command: str, log: Callab
 
 
 def suite_named(name: str) -> Suite:
-    """The registered suite of this name or earlier name. Raises InputError for an unknown one, suggesting the nearest."""
+    """The suite of this name or earlier name. Raises InputError for an unknown name, suggesting the nearest."""
     name = ALIASES.get(name, name)
     if name not in SUITES:
         raise InputError(f"--suite is {quoted(name)}; expected one of {', '.join(SUITES)}{nearest(name, SUITES)}.")
