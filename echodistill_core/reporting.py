@@ -24,22 +24,19 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
 
 
 def contact_sheet(images: Tensor, columns: int = 4) -> Image.Image:
-    """Images (B, 3, H, W) in [-1, 1] side by side with thin white gaps."""
+    """Images (B, 3, H, W) in [-1, 1] in rows of `columns`, with white gaps of 4 pixels."""
     return to_pictures(make_grid(images.float().cpu(), nrow=columns, padding=4, pad_value=1.0)[None])[0]
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture atomically, in the format of the path's suffix (PNG where it has none).
-
-    Formats that lose something lose little: small pictures show it.
-    """
+    """Write a picture atomically, in the format of the path's suffix (PNG without one); lossy formats at quality 90."""
     kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
     with replacing(path) as temporary:
         picture.save(temporary, format=kind, quality=90)
 
 
 def plot_losses(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
-    """One small panel for each logged term over the iterations, on a logarithmic axis, as a PNG."""
+    """Plot each logged term in a panel of its own, as a PNG; the axis is logarithmic if all values are positive."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -51,7 +48,7 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> 
     height = 2.2 * lines + 0.4
     figure = Figure(figsize=(3.2 * columns, height))
     FigureCanvasAgg(figure)
-    # Fixed margins in inches: matplotlib's layout engines would take most of the time of a plot.
+    # Fixed margins in inches: matplotlib's layout engines take most of the time of a plot.
     figure.subplots_adjust(0.06, 0.3 / height, 0.99, 1 - 0.7 / height, wspace=0.3, hspace=0.4)
     figure.suptitle(title, y=1 - 0.2 / height)
     for i, name in enumerate(names):
@@ -69,10 +66,10 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> 
 
 
 class RunPictures:
-    """A listener that keeps a run's contact sheets and loss plots up to date.
+    """A listener that writes a run's contact sheets and loss plots.
 
-    A plot takes a second or two, which 100 iterations on a GPU may take as well: after the first, one is drawn at the
-    end of a stage, and before that only where plots have taken less than 2 % of the time.
+    A plot takes a second or two, as long as 100 iterations on a GPU. Plots are drawn at the first checkpoint, at the
+    end of a stage, and at other checkpoints only while plotting has taken less than 2 % of the time.
     """
 
     SHARE = 0.02
@@ -80,10 +77,10 @@ class RunPictures:
     def __init__(self, run_folder: Path) -> None:
         self.folder = run_folder
         self._is_last = False
-        self._next = 0.0  # when a plot may be drawn again, in seconds of time.monotonic
+        self._next = 0.0  # earliest time of the next plot, in seconds of time.monotonic
 
     def __call__(self, event: Event) -> None:
-        """Write what the event calls for."""
+        """Write the contact sheet of a preview, or the loss plot at a checkpoint."""
         if isinstance(event, StepDone):
             self._is_last = event.step == event.iterations
         elif isinstance(event, PreviewReady):

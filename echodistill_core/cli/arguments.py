@@ -146,9 +146,9 @@ def _add_bench(commands: Any) -> None:
     )
     bench.add_argument(
         "--suite",
-        choices=("miniature", "laboratory"),
         default="miniature",
-        help="the paper's tables, or comparisons of settings on the development concepts",
+        metavar="NAME",
+        help="a registered suite: miniature (the paper's tables) or sweep (trials of settings on development concepts)",
     )
     bench.add_argument("--quick", action="store_true", help="a few iterations of a few methods, as a test")
     bench.add_argument(

@@ -187,18 +187,18 @@ def export(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    """Run a suite of the bench, or its missing part."""
+    """Run the cells of a bench suite that have no result yet, and write the report."""
     from ..evaluation import suites
 
-    suite = suites.QUICK if options.quick else suites.SUITES[options.suite]
+    suite = suites.QUICK if options.quick else suites.suite_named(options.suite)
     for name, default in (("seeds", "the suite's own number"), ("workers", "one a core")):
         if getattr(options, name) < 0:
             raise InputError(f"{name} is {getattr(options, name)}; expected 1 or more, or 0 for {default}.")
-    suite = suites.chosen(suite, trainings=options.trainings, seeds=options.seeds, development=options.development)
+    suite = suites.select(suite, trainings=options.trainings, seeds=options.seeds, development=options.development)
     folder = Path(options.out or ("runs/bench-quick" if options.quick else f"runs/bench-{options.suite}"))
     command = " ".join(["echodistill", *sys.argv[1:]])
     workers = 0 if options.report else options.workers or os.cpu_count() or 1
-    for path in suites.bench(folder, suite, workers=workers, command=command, say=say):
+    for path in suites.bench(folder, suite, workers=workers, command=command, log=say):
         say(f"{path}")
 
 

@@ -1,1 +1,1 @@
-"""The newcomer's first command: the embedded family learns one thing, and a page shows what came of it."""
+"""The first command for new users: personalise the embedded family, and show the result on an HTML page."""

@@ -1,84 +1,90 @@
-"""Loss curves as small inline SVG plots in the page's own colours."""
+"""Loss curves as small SVG plots in the page's colours."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-# Logged term -> what its plot is called, in the order of the page.
+from markupsafe import Markup
+
+from ..evaluation.svg import COLOURS, new_axes, to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Logged term -> title of its plot, in the order of the page.
 TERMS = {
-    "teacher": "teacher's error (Eq. 1)",
+    "recon_teacher": "teacher's error (Eq. 1)",
     "identity": "identity (Eq. 2)",
     "mse": "latents (Eq. 3)",
     "swd": "colour and texture (Eq. 4)",
     "alignment": "alignment, weighted (Eq. 5)",
-    "fool_dino": "DINO critic (Eq. 6)",
-    "fool_dinov2": "DINO v2 critic (Eq. 6)",
-    "fool_clip": "CLIP critic (Eq. 6)",
+    "adv_dino": "DINO critic (Eq. 6)",
+    "adv_dinov2": "DINO v2 critic (Eq. 6)",
+    "adv_clip": "CLIP critic (Eq. 6)",
 }
-WIDTH, HEIGHT, MARGIN = 190.0, 80.0, 34.0  # of a plot's field, and of the figures left of it
+_STAGE_COLOURS = ("baseline", "ours")
 
 Rows = Sequence[Mapping[str, float]]
+Points = Sequence[tuple[float, float]]  # (iteration, loss)
 
 
-def curves(losses: Mapping[str, Rows], iterations: Mapping[str, int]) -> str:
-    """One plot for each term that was logged, the stages one after the other, as HTML; "" where nothing was.
+def curves(losses: Mapping[str, Rows], iterations: Mapping[str, int]) -> list[tuple[str, Markup]]:
+    """(title, SVG) for each logged term with a finite value; the stages follow each other on the iteration axis.
 
-    losses: stage -> rows with "step" and the terms. iterations: stage -> how many it has.
+    losses: stage -> rows with "step" and the terms. iterations: stage -> its number of iterations, in order.
     """
-    offsets, total = {}, 0
+    starts, total = {}, 0
     for stage, count in iterations.items():
-        offsets[stage] = total
+        starts[stage] = total
         total += count
-    dividers = [offset for offset in offsets.values() if offset]
     plots = []
     for term, title in TERMS.items():
-        lines = {
-            stage: [(offsets[stage] + row["step"], row[term]) for row in losses.get(stage, ()) if term in row]
-            for stage in offsets
-        }
-        if any(lines.values()):
-            plots.append(
-                f"<figure><figcaption>{html.escape(title)}</figcaption>"
-                f"{_plot(list(lines.values()), total, dividers, title)}</figure>"
-            )
-    return f'<div class="curves">{"".join(plots)}</div>' if plots else ""
+        stages = [
+            [
+                (start + row["step"], row[term])
+                for row in losses.get(stage, ())
+                if math.isfinite(row.get(term, math.nan))
+            ]
+            for stage, start in starts.items()
+        ]
+        if any(stages):
+            figure = plot(term, stages, list(starts.values()), total)
+            plots.append((title, to_svg(figure, f"{title}: loss over the iterations")))
+    return plots
 
 
-def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and its `window` // 2 neighbours on each side, as far as there are so many."""
-    half = window // 2
-    parts = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
-    return [sum(part) / len(part) for part in parts]
+def plot(name: str, stages: Sequence[Points], starts: Sequence[int], total: int) -> Figure:
+    """One line of the values and one of their running mean for each stage, with a dashed line between stages.
 
-
-def _plot(lines: Sequence[Sequence[tuple[float, float]]], total: int, dividers: Sequence[int], title: str) -> str:
-    """Every line once as it is, faintly, and once smoothed. The scale leaves out the most extreme hundredth."""
-    values = sorted(y for line in lines for _, y in line if math.isfinite(y))
-    if not values:
-        return ""
+    name: unique on the page. starts: first iteration of each stage. total: iterations of all stages. The y axis leaves
+    out the most extreme hundredth of the values at either end.
+    """
+    figure, axes = new_axes(f"curve-{name}", (2.5, 1.2), (0.5, 0.08, 0.05, 0.08))
+    for points, start, colour in zip(stages, starts, _STAGE_COLOURS, strict=True):
+        if start:
+            axes.axvline(start, color=COLOURS["faint"], linewidth=0.8, linestyle="dashed")
+        if points:
+            x, y = zip(*points, strict=True)
+            # A line through one point would be invisible.
+            color, marker = COLOURS[colour], "." if len(x) == 1 else ""
+            axes.plot(x, y, color=color, marker=marker, linewidth=0.7, alpha=0.35)
+            axes.plot(x, smoothed(y, max(1, total // 15)), color=color, marker=marker, linewidth=1.5)
+    values = sorted(y for points in stages for _, y in points)
     low, high = values[len(values) // 100], values[-1 - len(values) // 100]
     if high <= low:
         low, high = low - 0.5, high + 0.5
+    axes.set_xlim(0, total)
+    axes.set_ylim(low, high)
+    axes.set_xticks([])
+    axes.set_yticks([low, high], [f"{low:.3g}", f"{high:.3g}"])
+    axes.tick_params(axis="y", length=0, labelcolor=COLOURS["faint"])
+    return figure
 
-    def place(x: float, y: float) -> str:
-        down = (high - min(max(y, low), high)) / (high - low)
-        return f"{x / max(total, 1) * WIDTH:.1f},{down * HEIGHT:.1f}"
 
-    parts = [f'<path class="axis" d="M0,0V{HEIGHT:g}H{WIDTH:g}"/>']
-    parts += [f'<path class="divider" d="M{x / total * WIDTH:.1f},0V{HEIGHT:g}"/>' for x in dividers]
-    for stage, line in enumerate(lines):
-        finite = [(x, y) for x, y in line if math.isfinite(y)]
-        smooth = smoothed([y for _, y in finite], max(1, total // 15))
-        for kind, ys in (("raw", [y for _, y in finite]), ("smooth", smooth)):
-            points = [place(x, y) for (x, _), y in zip(finite, ys, strict=True)]
-            # A line through one point would be invisible.
-            points = points * 2 if len(points) == 1 else points
-            if points:
-                parts.append(f'<polyline class="{kind} stage{stage}" points="{" ".join(points)}"/>')
-    labels = f'<text x="-4" y="8">{high:.3g}</text><text x="-4" y="{HEIGHT:g}">{low:.3g}</text>'
-    return (
-        f'<svg viewBox="{-MARGIN:g} -2 {WIDTH + MARGIN + 2:g} {HEIGHT + 4:g}" role="img" '
-        f'aria-label="{html.escape(title)}: loss over the iterations">{"".join(parts)}{labels}</svg>'
-    )
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """The running mean: of each value and up to `window` // 2 neighbours on each side, fewer at the ends."""
+    half = window // 2
+    parts = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [sum(part) / len(part) for part in parts]

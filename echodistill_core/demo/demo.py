@@ -1,4 +1,4 @@
-"""A demo from its settings to its page: an ordinary run folder, with samples before, between and after its stages."""
+"""The demo: an ordinary run, with samples before and after each stage, and its page."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from .task import DemoTask
 
 PAGE = "index.html"
 RECORD = "demo.json"
-# What every demo changes in the defaults of training: its page shows the pictures, and a killed one resumes near.
+# Overrides of the training defaults: no previews, since the page has samples, and frequent checkpoints for resuming.
 RUN_SETTINGS: dict[str, Any] = {"preview_every": 0, "checkpoint_every": 50}
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass
 class _Record:
-    """What a demo has measured of itself in its folder, so that the page of a later call can tell it too.
+    """A demo's timings, stored in its folder for the page of a later call.
 
-    seconds: stage -> what it took, over all calls that it took. machine: where it trained.
+    seconds: stage -> duration, summed over interrupted calls. machine: the hardware that trained.
     """
 
     folder: Path
@@ -60,29 +60,29 @@ class _Record:
             found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             return cls(folder, {str(k): float(v) for k, v in found["seconds"].items()}, str(found["machine"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            # Only times are lost.
+            # The loss is small: timings alone.
             return cls(folder)
 
     @contextmanager
     def timing(self, stage: str, machine: str) -> Iterator[None]:
-        """Add what the block takes to the stage's seconds, however it ends."""
+        """Add the block's duration to the stage's seconds, also when the block raises."""
         began = time.monotonic()
         try:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
             self.machine = machine
-            # Before that, training has not begun, and its folder must be empty then.
+            # Training requires an empty folder, so nothing is written before it has begun.
             if (self.folder / "run.json").is_file():
                 write_json(self.folder / RECORD, {"seconds": self.seconds, "machine": self.machine})
 
 
-def learn(task: DemoTask, settings: DemoSettings, folder: Path, listen: Listener, tell: Tell) -> Path:
-    """Learn the task in `folder` and write its page there: begun, resumed, or found finished and shown again.
+def learn(task: DemoTask, settings: DemoSettings, folder: Path, listen: Listener, log: Log) -> Path:
+    """Train on the task in `folder`, or resume, and write the page; returns the page's path.
 
-    listen: hears both stages, as `session.train` calls it. tell: is given a line at the beginning of every phase.
-    Returns the page's path. Raises InputError before anything is computed where an input does not fit or the folder
-    holds something else (`check_folder`).
+    A finished run is not trained again. listen: receives the events of both stages, as in `session.train`. log: called
+    with one line at the start of every phase. Raises InputError, before any computation, for inputs that do not fit or
+    a folder that holds something else (`check_folder`).
     """
     device = pick_device(settings.device)
     check_folder(folder, task, settings)
@@ -91,31 +91,31 @@ def learn(task: DemoTask, settings: DemoSettings, folder: Path, listen: Listener
     prompts, plain = task.prompts(placeholder), task.prompts()
 
     began = time.monotonic()
-    tell(f"1/5 opening the {settings.family} family")
+    log(f"1/5 loading the {settings.family} family")
     sources = ModelSources(family=settings.family)
     family = open_family(sources)
     for warning in family.warnings:
-        tell(f"warning: {warning}")
+        log(f"warning: {warning}")
     judges = load_judges() if settings.family == "miniature" else None
     seconds: dict[str, float | None] = {"open": time.monotonic() - began}
 
-    tell(f"2/5 {len(plain)} pictures before training, in one step each")
-    artist = _Artist(family, device, settings.seed, train_settings.guidance_scale)
-    before, seconds["before"] = artist.draw(plain)
+    log(f"2/5 {len(plain)} pictures before training, one step each")
+    sampler = _Sampler(family, device, settings.seed, train_settings.guidance_scale)
+    before, seconds["before"] = sampler.sample(plain)
 
     record = _Record.read(folder)
     where = machine(device)
-    tell(f"3/5 distilling {task.title}: {_state(folder, 'distil', settings.iterations)}")
+    log(f"3/5 distilling {task.title}: {_state(folder, 'distil', settings.iterations)}")
     with nullcontext() if _is_finished(folder, "distil") else record.timing("distil", where):
         run = session.train(task.photographs, family, train_settings, sources, folder, listen)
-    tell(f"4/5 the echo: {_state(folder, 'echo', settings.echo_iterations)}")
+    log(f"4/5 the echo: {_state(folder, 'echo', settings.echo_iterations)}")
     with nullcontext() if run.is_finished("echo") else record.timing("echo", where):
         run = session.echo(run, family, echo_settings, listen)
 
-    tell("5/5 the same pictures after training, and the page")
-    distilled, seconds["after"] = artist.draw(prompts, run, "distil")
-    echoed, seconds["one_step"] = artist.draw(prompts, run, "echo")
-    teacher, seconds["teacher"] = artist.draw(prompts, run, "distil", role="teacher")
+    log("5/5 the same pictures after training, and the page")
+    distilled, seconds["after"] = sampler.sample(prompts, run, "distil")
+    echoed, seconds["one_step"] = sampler.sample(prompts, run, "echo")
+    teacher, seconds["teacher"] = sampler.sample(prompts, run, "distil", role="teacher")
     references = to_unit(run.photographs().pixels)
     began = time.monotonic()
 
@@ -149,22 +149,22 @@ def learn(task: DemoTask, settings: DemoSettings, folder: Path, listen: Listener
 
 
 def stage_settings(task: DemoTask, settings: DemoSettings) -> tuple[TrainSettings, EchoSettings]:
-    """The settings of both stages: the family's own, but for what every demo changes and what was asked."""
+    """The settings of both stages: the family's defaults, overridden by RUN_SETTINGS and the demo's settings."""
     sources = ModelSources(family=settings.family)
-    asked = {"iterations": settings.iterations, "seed": settings.seed, "device": settings.device}
+    own = {"iterations": settings.iterations, "seed": settings.seed, "device": settings.device}
     return (
-        settings_for(TrainSettings, {**RUN_SETTINGS, **asked, "class_noun": task.class_noun}, sources),
+        settings_for(TrainSettings, {**RUN_SETTINGS, **own, "class_noun": task.class_noun}, sources),
         settings_for(EchoSettings, {"iterations": settings.echo_iterations}, sources),
     )
 
 
 def check_folder(folder: Path, task: DemoTask, settings: DemoSettings) -> None:
-    """Raise InputError where the folder is a file, or holds the run of another demo or anything else."""
+    """Raise InputError where the folder is a file or holds anything but a run of these settings."""
     session.check_folder(folder, task.photographs, *stage_settings(task, settings))
 
 
 def machine(device: torch.device) -> str:
-    """What computes, in a few words."""
+    """The hardware and software of a device, in a few words."""
     software = f"PyTorch {torch.__version__}, {platform.system()}"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {software}"
@@ -174,18 +174,18 @@ def machine(device: torch.device) -> str:
 
 
 @dataclass(frozen=True)
-class _Artist:
-    """Draws the prompts, always from the same noise."""
+class _Sampler:
+    """Samples prompts from the same noise with different models."""
 
     family: Family
     device: torch.device
     seed: int
     guidance: float
 
-    def draw(
+    def sample(
         self, prompts: Sequence[str], run: Run | None = None, stage: str = "", role: str = "student"
     ) -> tuple[Tensor, float]:
-        """Images (B, 3, S, S) in [-1, 1] on the CPU, and the seconds they took; without a run from the bare family."""
+        """Images (B, 3, S, S) in [-1, 1] on the CPU and the seconds of sampling; without a run by the base model."""
         teacher = role == "teacher"
         adapters = [] if run is None else [read_adapter(run.path(stage, f"{role}.safetensors"))]
         try:

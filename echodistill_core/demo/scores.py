@@ -1,4 +1,4 @@
-"""What the miniature's judges say of a demo's pictures."""
+"""Scores of a demo's pictures by the miniature's judges."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .task import DemoTask
 def score(
     judges: Judges, task: DemoTask, images: Tensor, prompts: Sequence[str], references: Tensor
 ) -> dict[str, float]:
-    """What the judges say, by name in the page's SCORES; of a user's thing only what can be known of it.
+    """Scores by name in the page's SCORES; attributes and context only for concepts with known attributes.
 
-    images: (B, 3, 64, 64) in [-1, 1], one for each of the task's prompts. prompts: those without the placeholder.
-    references: the photographs, (N, 3, 64, 64) in [-1, 1]. All on the CPU.
+    images: (B, 3, 64, 64) in [-1, 1], one for each prompt. prompts: the task's, without the placeholder. references:
+    the photographs, (N, 3, 64, 64) in [-1, 1]. All on the CPU.
     """
     result = {
         "clip_t": clip_t(judges.image_text_image(images), judges.image_text_text(prompts)),

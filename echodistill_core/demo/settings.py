@@ -1,4 +1,4 @@
-"""The settings of a demo: few, since everything else is the same in every demo. Imports nothing slow, for --help."""
+"""The settings of a demo. Imports nothing slow, for --help."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ..settings import check_fields, setting
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """What a demo does. Raises InputError for a value of the wrong type or outside its range."""
+    """The settings of a demo. Raises InputError for a value of the wrong type or outside its range."""
 
-    concept: str = setting("", "which of the miniature's own things to learn; empty takes dotted-mug")
+    concept: str = setting("", "which of the miniature's concepts to learn; empty takes dotted-mug")
     class_noun: str = setting("", "what your photographs show, in one or a few words: dog, coffee mug")
     iterations: int = setting(200, "iterations of the distillation stage", low=1)
     echo_iterations: int = setting(80, "iterations of the echoing stage", low=1)

@@ -1,4 +1,4 @@
-"""What a demo learns: one of the miniature's concepts, or the user's photographs; and the prompts it is tried with."""
+"""The task of a demo: a concept of the miniature or the user's photographs, and the prompts of its samples."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PROMPTS = 6
 
 @dataclass(frozen=True)
 class DemoTask:
-    """What is learned.
+    """A concept with its photographs.
 
-    title: it in words. photos: where the user's photographs are, or nothing for a concept of the miniature.
-    attributes: attribute -> its value ("shape": "mug"), as far as it is known. shown: contexts of the photographs.
+    title: a description for the page. photos: paths of the user's photographs, empty for a concept of the miniature.
+    attributes: attribute -> value ("shape": "mug"), None if unknown. shown: contexts of the photographs.
     """
 
     title: str
@@ -35,7 +35,7 @@ class DemoTask:
 
     @property
     def contexts(self) -> tuple[str, ...]:
-        """The six contexts of the prompts, those first that no photograph shows."""
+        """The six contexts of the prompts; contexts that no photograph shows come first."""
         return tuple(sorted(CONTEXTS, key=lambda context: context in self.shown)[:PROMPTS])
 
     def prompts(self, placeholder: str = "") -> list[str]:
@@ -44,28 +44,27 @@ class DemoTask:
 
 
 def choose(settings: DemoSettings, photos: Sequence[str]) -> DemoTask:
-    """The task that these settings ask for: the user's photographs where there are any, otherwise a concept.
+    """The task of these settings: the user's photographs if there are any, otherwise a concept of the miniature.
 
-    Raises InputError for a concept that is none, for a concept beside photographs, for photographs without a class noun
-    or that cannot be read, and for a class noun without photographs.
+    Raises InputError for an unknown concept, a concept together with photographs, photographs that cannot be read or
+    have no class noun, and a class noun without photographs.
     """
     noun = " ".join(settings.class_noun.split())
     if not photos:
         if noun:
             raise InputError(
                 f"class_noun {noun!r} was given without photographs; add --photos with a folder of them, or leave "
-                "--class-noun out to learn one of the miniature's own things."
+                "--class-noun out to train on a concept of the miniature."
             )
         return _of_concept(settings.concept or DEFAULT_CONCEPT)
     if settings.concept:
         raise InputError(
-            f"both photographs and the concept {settings.concept!r} were given; a demo learns one thing: leave out "
-            "--photos or --concept."
+            f"both photographs and the concept {settings.concept!r} were given; a demo trains on one concept: "
+            "leave out --photos or --concept."
         )
     if not noun:
         raise InputError(
-            "class_noun is empty; expected what the photographs show, in one or a few words, for instance "
-            "--class-noun dog."
+            "class_noun is empty; expected a noun for the photographs' subject, for instance --class-noun dog."
         )
     found = load_photographs(photos[0] if len(photos) == 1 else photos)
     return DemoTask(f"your {noun}", noun, found, photos=tuple(str(Path(p)) for p in photos))

@@ -1,44 +1,56 @@
 """What the bench trains and evaluates: the paper's method, its baselines and its ablations, as settings.
 
-A training gives several rows of the tables: EchoDistill's run is looked at before and after its echo, by student and
-teacher, in 1, 2 and 4 steps.
+One training gives several rows of the tables: EchoDistill's run is evaluated before and after the echo, as student and
+teacher, in 1, 2 and 4 steps. `METHODS` is a registry: docs/extending.md shows how to add a baseline.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..registry import Registry
 from .paper import BEST as BEST_SUFFIX
+from .paper import TABLES, Table, title_of
+from .paper import TRIALS as TRIALS_TABLE
 
 TEACHER_STEPS = 25
 
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """One evaluation of a trained run: which stage's adapter, worn by which role, sampling in how many steps.
+    """One evaluation of a trained run: the stage and role of its adapter, and the number of sampling steps.
 
-    method: its id in evaluation.paper, which has the titles.
+    method: id of the row in results and report. title: the row's name in the report; "" takes `paper.title_of`.
+    table: key of the table in `paper.TABLES` that the row joins, for methods that no table lists; those of table "1"
+    are plotted as baselines. "" puts the row in the table "Also measured".
     """
 
     method: str
     stage: str = "distil"
     role: str = "student"
     steps: int = 1
+    title: str = ""
+    table: str = ""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One run. options: settings other than the family's own. first: a training whose teacher this one starts from."""
+    """One training run and its evaluations.
+
+    options: settings that differ from the family's defaults. echo: whether the echoing stage follows distillation.
+    first: name of a training in `METHODS` whose teacher this one starts from, "" for none.
+    """
 
     name: str
-    looks: tuple[EvalSpec, ...]
+    evaluations: tuple[EvalSpec, ...]
     options: dict[str, Any] = field(default_factory=dict)
     echo: bool = False
     first: str = ""
 
 
-# The baselines train one model on the photographs and nothing else.
+# The baselines train one model with the denoising loss on the photographs alone.
 _ON_TEACHER = {"alignment_weight": 0.0, "adversarial_weight": 0.0}
 _ON_STUDENT = {**_ON_TEACHER, "teacher_weight": 0.0, "student_reconstruction_weight": 1.0}
 
@@ -91,8 +103,8 @@ TRAININGS: dict[str, Training] = {
     )
 }
 
-# The budget and learning rates at which each baseline did best on development concepts: of 3 to 5 tried, the highest
-# DINO, by seed 0 on two or four concepts (docs/results.md has all that were tried).
+# The iterations and learning rates with the highest DINO on development concepts, of 3 to 5 values tried for each
+# baseline with seed 0 on two or four concepts. docs/results.md lists all values.
 BEST: dict[str, dict[str, Any]] = {
     "custom-diffusion-teacher": {"iterations": 300},
     "textual-inversion": {"iterations": 1000},
@@ -103,21 +115,23 @@ BEST: dict[str, dict[str, Any]] = {
 }
 
 
-def at_best(name: str) -> Training:
-    """A baseline with the settings of BEST, under its own name and "@best"."""
+def with_best_budget(name: str) -> Training:
+    """A baseline with the settings of BEST; "@best" is appended to its name and to its methods."""
     plain = TRAININGS[name]
-    looks = tuple(replace(look, method=look.method + BEST_SUFFIX) for look in plain.looks)
-    return replace(plain, name=name + BEST_SUFFIX, looks=looks, options={**plain.options, **BEST[name]})
+    evaluations = tuple(replace(spec, method=spec.method + BEST_SUFFIX) for spec in plain.evaluations)
+    options = {**plain.options, **BEST[name]}
+    return replace(plain, name=name + BEST_SUFFIX, evaluations=evaluations, options=options)
 
 
-TRAININGS |= {training.name: training for training in map(at_best, BEST)}
+TRAININGS |= {training.name: training for training in map(with_best_budget, BEST)}
 
 
 def _trial(name: str, **options: Any) -> Training:
     return Training(f"trial-{name}", (EvalSpec(f"trial-{name}"),), options)
 
 
-# What might become `tuned`: one change each to the paper's settings, before the echo, and the same from one photograph.
+# The sweep that the preset `tuned` was chosen from: single changes to the paper's settings, evaluated before the echo,
+# with all photographs and with one.
 TRIALS: dict[str, Training] = {
     training.name: training
     for training in (
@@ -128,7 +142,7 @@ TRIALS: dict[str, Training] = {
         _trial("cosine", lr_decay="cosine"),
         _trial("critics-2", critic_every=2),
         _trial("batch-4", batch_size=4),
-        # Every departure of the reference from the works it cites, mended at once.
+        # All deviations of the reference code from the works it cites, corrected together.
         _trial("mended", swd_unit_range=True, backbone_normalisation=True, critic_canvas=False, critic_grad_clip=1.0),
         _trial("normalised-critics-2", backbone_normalisation=True, critic_every=2),
         _trial("tuned", preset="tuned"),
@@ -142,4 +156,23 @@ TRIALS: dict[str, Training] = {
         _trial("one-tuned", max_photographs=1, preset="tuned"),
     )
 }
-ALL = TRAININGS | TRIALS
+METHODS: Registry[Training] = Registry("training", TRAININGS | TRIALS)
+
+
+def report_tables() -> tuple[Table, ...]:
+    """The report's tables in order, each with the methods that registered trainings add to it by `EvalSpec.table`."""
+    return tuple(_with_registered(table) for table in (*TABLES, TRIALS_TABLE))
+
+
+def method_title(method: str) -> str:
+    """The method's name in tables and plots: that of its EvalSpec if it has one, otherwise `paper.title_of`."""
+    return next((spec.title for spec in _specs() if spec.method == method and spec.title), title_of(method))
+
+
+def _with_registered(table: Table) -> Table:
+    added = [spec.method for spec in _specs() if spec.table == table.key]
+    return replace(table, methods=tuple(dict.fromkeys((*table.methods, *added))))
+
+
+def _specs() -> Iterator[EvalSpec]:
+    return (spec for training in METHODS.values() for spec in training.evaluations)

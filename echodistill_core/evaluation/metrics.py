@@ -1,6 +1,6 @@
-"""CLIP-T, CLIP-I, DINO, diversity and attribute accuracy: pure functions of features, and the protocols around them.
+"""CLIP-T, CLIP-I, DINO, diversity and attribute accuracy as pure functions of features, and the evaluation protocols.
 
-Features need no normalisation: every function here takes cosines. Results are Python numbers.
+Features need no normalisation: all metrics use cosines. Results are Python numbers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which encoders see the pictures, and how the pictures get to them. Scores of two protocols never compare.
+    """The encoders of the metrics and their preprocessing. Scores of different protocols are not comparable.
 
     clip, dino: names in `perception.backbones.SPECS`, or of the miniature's judges.
-    clip_size, dino_size: side in pixels of the square that the encoder is given, whatever its own size is.
-    squash: side to which pictures of any proportions are first squashed, nothing cut off; 0 takes them as they are.
+    clip_size, dino_size: side in pixels of the encoder's square input.
+    squash: side in pixels of the square that images are first resized to without cropping; 0 skips this step.
     """
 
     name: str
@@ -70,7 +70,7 @@ PROTOCOLS: dict[str, Protocol] = {
 def clip_t(image_features: Tensor, text_features: Tensor) -> float:
     """Prompt fidelity in [-1, 1]: mean cosine of each image (B, d) with its own prompt (B, d).
 
-    The prompts are those of `concept.prompts.without_placeholder`, since the encoder does not know the new word.
+    The prompts are those of `concept.prompts.without_placeholder`, since the encoder does not know the placeholder.
     Raises InputError where the numbers of images and prompts differ or are 0.
     """
     _check("image", image_features)
@@ -99,10 +99,10 @@ def dino(generated: Tensor, references: Tensor) -> float:
 
 
 def diversity(features_by_prompt: Tensor) -> float:
-    """How much samples of one prompt differ, in [0, 2]: mean over prompts of 1 - mean cosine of its pairs of samples.
+    """Diversity in [0, 2] of samples of one prompt: mean over prompts of 1 - mean cosine of its pairs of samples.
 
     features_by_prompt (P, S, d): S samples of P prompts, from S noises. This is DreamBooth's DIV (Ruiz et al. 2023,
-    section 4.3), with distances of features in place of LPIPS; 0 says that every noise gives the same picture.
+    section 4.3), with cosine distances of features in place of LPIPS. 0 means that all noises give the same image.
     Raises InputError where there is no prompt or only one sample of each.
     """
     if features_by_prompt.ndim != 3 or features_by_prompt.shape[0] < 1 or features_by_prompt.shape[1] < 2:
@@ -113,18 +113,17 @@ def diversity(features_by_prompt: Tensor) -> float:
     unit = F.normalize(features_by_prompt.double(), dim=-1)
     samples = unit.shape[1]
     cosines = unit @ unit.transpose(1, 2)
-    # Without the diagonal, where every sample meets itself.
+    # Without the diagonal: the cosine of each sample with itself.
     pairs = cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)
     return float((1 - pairs / (samples * (samples - 1))).mean())
 
 
 def attribute_accuracy(predicted: Mapping[str, Tensor], truth: Mapping[str, int], names: Sequence[str]) -> float:
-    """Share in [0, 1] of the named attributes that are right, over all images.
+    """Share in [0, 1] of the named attributes that are predicted correctly, over all images.
 
-    predicted: attribute -> indices (B,), long, as a classifier sees them. truth: attribute -> the index it should see.
-    "color" and "second" named together are a pair without an order: a mirrored picture shows a red and blue thing as
-    blue and red, and neither is wrong. Each image is read in the order that suits it better, and each of its two
-    colours counts as one attribute.
+    predicted: attribute -> predicted indices (B,), long. truth: attribute -> the correct index. "color" and "second"
+    named together are an unordered pair, because mirroring an image swaps them: each image is scored in the order with
+    more correct colours, and each of the two colours counts as one attribute.
     Raises InputError for no names, no images, and names that are missing in `predicted` or `truth`.
     """
     for name in names:
@@ -155,6 +154,6 @@ def _mean_cosine(generated: Tensor, references: Tensor) -> float:
     return float((unit @ others.T).mean())
 
 
-def _check(what: str, features: Tensor) -> None:
+def _check(kind: str, features: Tensor) -> None:
     if features.ndim != 2 or features.shape[0] == 0:
-        raise InputError(f"the {what} features have shape {tuple(features.shape)}; expected (images, d), not empty.")
+        raise InputError(f"the {kind} features have shape {tuple(features.shape)}; expected (images, d), not empty.")

@@ -1,8 +1,7 @@
-"""What the paper measured and claims, as data: figures by method, its tables, and the orderings to compare with ours.
+"""The paper's results and claims as data: figures by method, its tables, and the orderings to compare with ours.
 
-Figures are those of DreamBench in the authors' protocol (`metrics.PROTOCOLS`): with other encoders and other pictures
-only their order can be compared, never their size. A method's id is the bench's; "<id>@best" is the same baseline with
-the number of iterations at which it does best.
+The figures were measured on DreamBench in the authors' protocol (`metrics.PROTOCOLS`). With other encoders and images
+only their order is comparable. "<id>@best" is the baseline <id> with its best number of iterations.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ BEST = "@best"
 
 @dataclass(frozen=True)
 class Figure:
-    """The paper's row of one method; None where it gives no figure. table: the paper's, "" where unnamed here.
+    """The paper's row of one method; a figure that the paper does not give is None.
 
-    measured_here: whether the bench has this method at all.
+    table: the paper's table, "" for rows of no table here. measured_here: whether the bench has this method.
     """
 
     method: str
@@ -79,26 +78,26 @@ OWN_TITLES = {
     "trial-swd-range": "MS-SWD of sRGB in [0, 1]",
     "trial-normalisation": "backbones with their own normalisation",
     "trial-critic-clip": "critics' gradients clipped at 1",
-    "trial-cosine": "rates that fall to zero along a cosine",
+    "trial-cosine": "learning rates with cosine decay to zero",
     "trial-critics-2": "critics in every other iteration",
     "trial-batch-4": "4 images an iteration instead of 2",
-    "trial-mended": "all departures of the reference mended",
+    "trial-mended": "all deviations of the reference code corrected",
     "trial-normalised-critics-2": "own normalisation, and critics in every other iteration",
     "trial-tuned": "the preset tuned: own normalisation, images in every third iteration",
     "trial-images-4": "tuned, with images in every fourth iteration",
     "trial-images-5": "tuned, with images in every fifth iteration",
-    "trial-tuned-critics": "tuned, critics at three times their rate",
-    "trial-tuned-fast": "tuned, critics at three times and student at 1.4 times their rate",
+    "trial-tuned-critics": "tuned, critics' learning rate times 3",
+    "trial-tuned-fast": "tuned, learning rates of critics times 3 and student times 1.4",
     "trial-one-paper": "one photograph, the paper's settings",
     "trial-one-augment": "one photograph, augmented",
-    "trial-one-cosine": "one photograph, rates along a cosine",
+    "trial-one-cosine": "one photograph, cosine decay",
     "trial-one-tuned": "one photograph, the preset tuned",
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the report: its heading, a line on what it asks, and its methods in order."""
+    """One table of the report. key: its short id. question: the sentence under its title. methods: ids in order."""
 
     key: str
     title: str
@@ -114,8 +113,8 @@ TABLES: tuple[Table, ...] = (
     Table(
         "1",
         "Table 1: EchoDistill and the baselines",
-        "One step each, unless said otherwise. Every method has the same photographs and the same number of "
-        "iterations; the baselines again with the number at which they do best.",
+        "One sampling step, unless the row says otherwise. Every method has the same photographs and number of "
+        "iterations; each baseline is repeated with its best number of iterations.",
         (
             "echodistill",
             "echodistill-echo",
@@ -127,7 +126,7 @@ TABLES: tuple[Table, ...] = (
     Table(
         "3",
         "Table 3: teacher, critics, inference steps, echo",
-        "What each player brings, whether more steps help, and what the echo does to student and teacher.",
+        "The effect of teacher and critics, of more sampling steps, and of the echo on student and teacher.",
         (
             "echodistill",
             "no-teacher",
@@ -149,13 +148,13 @@ TABLES: tuple[Table, ...] = (
     Table(
         "H",
         "Appendix H: the shared text encoder",
-        "The student with a token of its own in place of the teacher's.",
+        "The student with a separate token embedding instead of the teacher's.",
         ("echodistill", "not-shared"),
     ),
     Table(
         "tuned",
         "Beyond the paper: tuned",
-        "The paper's settings beside those of the preset tuned.",
+        "The paper's settings and those of the preset tuned.",
         ("echodistill", "tuned", "echodistill-echo", "tuned-echo"),
     ),
 )
@@ -163,14 +162,14 @@ TABLES: tuple[Table, ...] = (
 TRIALS = Table(
     "trials",
     "Trials of settings",
-    "One change each to the paper's settings, before the echo: what helps may become the preset tuned.",
+    "Single changes to the paper's settings, before the echo. The preset tuned was chosen from them.",
     tuple(method for method in OWN_TITLES if method.startswith("trial-")),
 )
 
 
 @dataclass(frozen=True)
 class Ordering:
-    """A claim: `better` lies above `worse` by `metric`. row: the method in whose row of the tables it is told.
+    """A claim of the paper: `better` has a higher `metric` than `worse`. row: the method whose table row shows it.
 
     strict: False where the paper claims only "at least as good".
     """
@@ -183,19 +182,19 @@ class Ordering:
 
 
 def title_of(method: str) -> str:
-    """The method in words, for tables and plots; its id where it is unknown."""
+    """The method's name for tables and plots; the id itself for an unknown method."""
     name = method.removesuffix(BEST)
     title = FIGURES[name].title if name in FIGURES else OWN_TITLES.get(name, name)
     return f"{title}, best budget" if method.endswith(BEST) else title
 
 
 def figure_of(method: str) -> Figure | None:
-    """The paper's figures of a method; those of a baseline stand for both of its budgets. None where there are none."""
+    """The paper's figures of a method, None without any. Both budgets of a baseline have the same figures."""
     return FIGURES.get(method.removesuffix(BEST))
 
 
 def orderings() -> tuple[Ordering, ...]:
-    """Every ordering of the paper that the bench can confirm or refute, in the order of the tables."""
+    """All orderings of the paper that the bench can check, in the order of the tables."""
     full, echo = "echodistill", "echodistill-echo"
     claims = [
         Ordering(full, worse, metric, worse)
@@ -215,10 +214,10 @@ def orderings() -> tuple[Ordering, ...]:
     claims += [
         Ordering(echo, full, "dino", echo),
         Ordering(echo, full, "clip_i", echo),
-        # What the echo costs: the paper's prompt fidelity falls from 0.252 to 0.236.
+        # The echo lowers prompt fidelity: from 0.252 to 0.236 in the paper.
         Ordering(full, echo, "clip_t", echo),
         Ordering("echodistill-echo-teacher", "echodistill-teacher", "dino", "echodistill-echo-teacher"),
-        # One step is the student's own number of steps: more of them change the picture little, and for the worse.
+        # The student is distilled for one step: more steps change its images little, and lower DINO.
         Ordering(full, "steps-4", "dino", "steps-4"),
     ]
     return tuple(claims)

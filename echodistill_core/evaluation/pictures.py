@@ -1,4 +1,4 @@
-"""CLIP-T, CLIP-I and DINO of any pictures against photographs and a prompt, with whichever encoders are there."""
+"""CLIP-T, CLIP-I and DINO of images against photographs and a prompt, as far as their encoders are available."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def score_pictures(
     protocol: metrics.Protocol,
     backbone_files: Mapping[str, BackboneFiles],
 ) -> dict[str, float]:
-    """The scores, by "clip_t", "clip_i", "dino", as far as their encoders are in `places`.
+    """The scores "clip_t", "clip_i" and "dino" whose encoders are in `backbone_files`.
 
-    images (B, 3, H, W) in [-1, 1], all made from `prompt`. placeholder: what CLIP-T leaves out of it.
-    places: encoder -> where its files are; the miniature's judges come with the package and need none.
+    images (B, 3, H, W) in [-1, 1], all generated from `prompt`. placeholder: the token that CLIP-T's caption omits.
+    backbone_files: encoder name -> its files; the miniature's judges are package data and need none.
     """
     crop = "squash" if protocol.squash else "center"
     side = protocol.squash or max(protocol.clip_size, protocol.dino_size)
@@ -65,7 +65,7 @@ def score_pictures(
 
 
 def _caption_ids(caption: str) -> Tensor:
-    """Token ids (1, 77) of a caption. Warns where it is longer and its end is lost."""
+    """Token ids (1, 77) of a caption. Warns where a longer caption is truncated."""
     tokenizer = clip_tokenizer(pad_with_end=True)
     warn_of_unread(caption, tokenizer.model_max_length - 2, lambda text: len(tokenizer.tokenize(text)))
     ids: Tensor = tokenizer([caption], padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -73,6 +73,6 @@ def _caption_ids(caption: str) -> Tensor:
 
 
 def _features(backbone: Backbone, images: Tensor, size: int) -> Tensor:
-    """Features at the protocol's size, which need not be the one that the encoder was trained at."""
+    """Features at the protocol's input size, which may differ from the encoder's training resolution."""
     spec = backbone.spec
     return spec.features(backbone.encoder, normalised(images, size, (spec.mean, spec.std))).float()

@@ -1,4 +1,4 @@
-"""The report on a bench: `report.md` for reading as text, and `report.html` with pictures, in one file of its own."""
+"""The report on a bench: `report.md` without pictures, and `report.html`, a single file with pictures and plots."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .wording import (
 
 
 def write_report(cells: Iterable[Mapping[str, Any]], header: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write `report.md` and `report.html` into `folder`, for whatever cells there are, and return both paths.
+    """Write `report.md` and `report.html` for the given results into `folder`, and return both paths.
 
     cells: results of a bench, each with method, title, concept, seed, iterations, role, steps, diverged, seconds,
-    metrics (by name, None where not measured) and picture (relative to `folder`, or none).
-    header: what was run: "title", "command", "seeds", "machine", "date", "versions", "settings", and anything else.
+    metrics (by name, None where not measured) and picture (see `sheets.open_picture`, or none).
+    header: facts on the run: "title", "command", "seeds", "machine", "date", "versions", "settings", and anything else.
     Raises InputError for a malformed cell and StorageError where a file cannot be written.
     """
     summary = summarise(cells, header)

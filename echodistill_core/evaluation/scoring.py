@@ -1,4 +1,4 @@
-"""The miniature's scores of one concept: what the judges see in samples of every prompt."""
+"""The miniature's scores of one concept: metrics of the judges' features on samples of every prompt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Samples:
     seeds: int
 
 
-def draw(
+def sample_prompts(
     model: Personalised,
     concept: Concept,
     placeholder: str,
@@ -42,17 +42,20 @@ def draw(
     guidance: float = 1.0,
     count: int = 0,
 ) -> Samples:
-    """`seeds` samples of each prompt (the first `count`, or all), the noise of a prompt and seed always the same."""
+    """`seeds` samples of each of the first `count` prompts (0: all). The noise depends on prompt and seed alone.
+
+    steps, guidance: of sampling. placeholder: the concept's token, "" for the plain class noun.
+    """
     chosen = prompts(concept, placeholder)[: count or None]
-    # All at once: a batch of 4 would spend more on moving weights than on the pictures.
+    # One batch: with small batches, overhead dominates the miniature's sampling time.
     texts = [text for text, _ in chosen for _ in range(seeds)]
     noises = [1000 * (i + 1) + k for i in range(len(chosen)) for k in range(seeds)]
     images = sample(model, texts, seed=noises, steps=steps, guidance=guidance).cpu()
     return Samples(images, [text for text, _ in chosen], [name for _, name in chosen], seeds)
 
 
-def real(concept: Concept, seeds: int, count: int = 0) -> Samples:
-    """What perfect samples would be: the concept itself, rendered in every prompt's context with new poses."""
+def reference_samples(concept: Concept, seeds: int, count: int = 0) -> Samples:
+    """Ground-truth samples: the concept rendered in every prompt's context with new poses."""
     chosen = prompts(concept, "")[: count or None]
     rng = np.random.default_rng((97, concept.seed))
     scenes = [random_scene(concept.subject, context, rng) for _, context in chosen for _ in range(seeds)]
@@ -61,7 +64,7 @@ def real(concept: Concept, seeds: int, count: int = 0) -> Samples:
 
 
 def score(samples: Samples, concept: Concept, placeholder: str, judges: Judges) -> dict[str, float]:
-    """Every metric of these samples: clip_t, clip_i, dino, attributes, context, diversity."""
+    """Metrics by name: clip_t, clip_i, dino, attributes, context and, with two or more seeds, diversity."""
     images, references = samples.images, pixels(photographs(concept))
     captions = [without_placeholder(p, placeholder) for p in samples.prompts for _ in range(samples.seeds)]
     contexts = [context for context in samples.contexts for _ in range(samples.seeds)]
@@ -80,9 +83,9 @@ def score(samples: Samples, concept: Concept, placeholder: str, judges: Judges) 
 
 
 def context_accuracy(seen: Mapping[str, Tensor], contexts: Sequence[str]) -> float:
-    """Share in [0, 1] of images in which the classifier sees the context of their prompt.
+    """Share in [0, 1] of images that the classifier assigns to the context of their prompt.
 
-    seen: as Judges.attributes gives it. contexts: of each image.
+    seen: output of Judges.attributes. contexts: of each image.
     """
     wanted = torch.tensor([ATTRIBUTES["context"][0].index(context) for context in contexts])
     return float((seen["context"].cpu() == wanted).double().mean())

@@ -1,4 +1,7 @@
-"""The bench's suites: which concepts, seeds and trainings, at full length and in a quick form."""
+"""The bench's suites, the selection of parts of a suite, and the command that runs one and writes its report.
+
+`SUITES` is a registry: docs/extending.md shows how to add a suite.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,19 @@ from ..miniature.concepts import CONCEPTS, DEVELOPMENT, EVALUATION
 from ..miniature.world import CONTEXTS
 from ..models.embedded import FOLDER, MANIFEST, sha256
 from ..models.sources import settings_for
+from ..registry import Registry
 from ..settings import EchoSettings, TrainSettings, affecting_result, nearest
 from .bench import SOURCES, Suite, gather, read_json, run_cells, settings_of
-from .methods import ALL, TRAININGS, TRIALS
+from .methods import METHODS, TRAININGS, TRIALS
 from .report import write_report
 
 MINIATURE = Suite(tuple(c.name for c in EVALUATION), (0, 1, 2), tuple(TRAININGS))
-# Where settings are chosen: never on the concepts that judge them.
-LABORATORY = Suite(tuple(c.name for c in DEVELOPMENT), (0, 1, 2), tuple(TRIALS))
-RECORD = "suite.json"  # what a folder's cells are made with, and which runs made them
-SUITES = {"miniature": MINIATURE, "laboratory": LABORATORY}
-# Shows that every kind of training and every part of the report works; its figures mean nothing.
+# Settings are tuned on development concepts, never on those of the evaluation.
+SWEEP = Suite(tuple(c.name for c in DEVELOPMENT), (0, 1, 2), tuple(TRIALS))
+RECORD = "suite.json"  # the settings of a folder's cells, and the runs that measured them
+SUITES: Registry[Suite] = Registry("suite", {"miniature": MINIATURE, "sweep": SWEEP})
+ALIASES = {"laboratory": "sweep"}  # earlier names, which old commands use
+# Runs every kind of training and every part of the report in about a minute; too short for meaningful figures.
 QUICK = Suite(
     (EVALUATION[0].name,),
     (0,),
@@ -43,35 +48,44 @@ QUICK = Suite(
 )
 
 
-def bench(folder: Path, suite: Suite, *, workers: int, command: str, say: Callable[[str], None]) -> tuple[Path, Path]:
-    """Run a suite into a folder, or what is missing of it, and write its report; returns the report's files.
+def bench(folder: Path, suite: Suite, *, workers: int, command: str, log: Callable[[str], None]) -> tuple[Path, Path]:
+    """Run the suite's cells that the folder lacks, and write the report; returns its files, report.md and report.html.
 
-    workers: processes; with 0 nothing is run, and the report tells what is there and what is missing.
-    command: what was called, for the report. say: is given a line for every cell.
-    An interrupted bench goes on by the same call. Raises InputError where the folder holds another suite's results, or
-    none to report.
+    workers: processes; 0 runs nothing and only writes the report and the contact sheets of the results so far.
+    command: the command line, for the report. log: called with one line for each finished cell.
+    The same call resumes an interrupted bench. Raises InputError where the folder holds results of other settings, or
+    where workers is 0 and it holds no bench.
     """
     if not workers and not (folder / RECORD).is_file():
         raise InputError(f"{folder} holds no bench to report on (no {RECORD}); check --out, or run without --report.")
-    _declare(folder, suite)
+    _check_record(folder, suite)
     if workers:
-        _sign(folder, command, workers)
-        rows = run_cells(folder, suite, workers, say)
+        _record_run(folder, command, workers)
+        rows = run_cells(folder, suite, workers, log)
     else:
         rows = gather(folder, suite)
     return write_report(rows, _header(folder, suite), folder)
 
 
-def chosen(suite: Suite, *, trainings: Sequence[str], seeds: int, development: bool) -> Suite:
-    """The suite with some trainings only (all where empty), so many seeds (0: its own), or on development concepts.
+def suite_named(name: str) -> Suite:
+    """The suite of this name or earlier name. Raises InputError for an unknown name, suggesting the nearest."""
+    name = ALIASES.get(name, name)
+    if name not in SUITES:
+        raise InputError(f"--suite is {quoted(name)}; expected one of {', '.join(SUITES)}{nearest(name, SUITES)}.")
+    return SUITES[name]
 
-    Raises InputError for an unknown training, suggesting the nearest.
+
+def select(suite: Suite, *, trainings: Sequence[str], seeds: int, development: bool) -> Suite:
+    """The suite reduced to some trainings (none given: all of its own) and seeds 0 to `seeds` - 1 (0: its own).
+
+    development: replace its concepts by the development concepts. Raises InputError for an unknown training, suggesting
+    the nearest.
     """
     for name in trainings:
-        if name not in ALL:
+        if name not in METHODS:
             raise InputError(
-                f"there is no training {quoted(name)} in the bench; expected one of {', '.join(ALL)}"
-                f"{nearest(name, ALL)}."
+                f"there is no training {quoted(name)} in the bench; expected one of {', '.join(METHODS)}"
+                f"{nearest(name, METHODS)}."
             )
     if development:
         suite = replace(suite, concepts=tuple(c.name for c in DEVELOPMENT))
@@ -80,12 +94,11 @@ def chosen(suite: Suite, *, trainings: Sequence[str], seeds: int, development: b
     return replace(suite, trainings=tuple(trainings) or suite.trainings)
 
 
-def _declare(folder: Path, suite: Suite) -> None:
-    """Write what this folder's cells are made with, or raise InputError where they are made with something else.
+def _check_record(folder: Path, suite: Suite) -> None:
+    """Write the settings of this folder's cells to suite.json. Raises InputError where it has other ones already.
 
-    A folder that has other files and no such record is refused too.
-
-    Concepts, seeds and trainings may grow: their cells stand apart.
+    It also raises InputError for a folder with other files and no suite.json. Concepts, seeds and trainings may be
+    added: each has cells of its own.
     """
     path = folder / RECORD
     if folder.is_dir() and not path.is_file() and (others := sorted(p.name for p in folder.iterdir())):
@@ -105,7 +118,7 @@ def _declare(folder: Path, suite: Suite) -> None:
     for name, value in made_with.items():
         there = found.get(name, value)
         if isinstance(value, dict):
-            # A setting that is newer than the folder does at its default what was done before.
+            # A setting that was added after the folder was made reproduces the older behaviour by its default.
             value = {k: v for k, v in value.items() if k in there or v != defaults[k]}
         if there != value:
             if isinstance(value, dict):
@@ -119,13 +132,13 @@ def _declare(folder: Path, suite: Suite) -> None:
 
 
 def _settings(suite: Suite, training: str) -> dict[str, Any]:
-    """What every run of this training has in common, from the family, its preset, the suite and the training."""
-    whole = affecting_result(settings_of(suite, ALL[training], CONCEPTS[suite.concepts[0]], 0))
+    """The settings that all runs of this training share, with those of the family, its preset and the suite."""
+    whole = affecting_result(settings_of(suite, METHODS[training], CONCEPTS[suite.concepts[0]], 0))
     return {name: value for name, value in whole.items() if name not in ("seed", "class_noun")}
 
 
-def _sign(folder: Path, command: str, workers: int) -> None:
-    """Note in the folder's record that this command measures here today, on this machine."""
+def _record_run(folder: Path, command: str, workers: int) -> None:
+    """Add this command, date and machine to the runs in the folder's record."""
     processor = platform.processor() or platform.machine()
     run = {
         "command": command,
@@ -144,7 +157,7 @@ def _sign(folder: Path, command: str, workers: int) -> None:
 
 
 def _header(folder: Path, suite: Suite) -> dict[str, Any]:
-    """What a report begins with: who measured last, who before, and what."""
+    """The head of the report: the last run, the earlier runs, and the suite's concepts, seeds and settings."""
     *before, last = read_json(folder / RECORD, "choose another --out").get("runs") or [{}]
     return {
         "title": "EchoDistill in the miniature",

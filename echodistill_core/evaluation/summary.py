@@ -1,4 +1,4 @@
-"""From the cells of a bench to what its report says: rows with intervals, verdicts on orderings, what is left out."""
+"""Aggregation of a bench's results for the report: rows with intervals, verdicts on orderings, missing methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..messages import quoted
-from .paper import REFERENCES, TABLES, TRIALS, Figure, Ordering, Table, figure_of, orderings, title_of
+from .methods import method_title, report_tables
+from .paper import REFERENCES, TRIALS, Figure, Ordering, Table, figure_of, orderings
 from .statistics import Estimate, between_seeds, over_cells, over_concepts, paired_difference
 
 METRICS = {
@@ -30,8 +31,8 @@ _KEYS = ("method", "title", "concept", "seed", "iterations", "role", "steps", "d
 class Result:
     """One method on one concept with one training seed.
 
-    metrics: by name, only those that were measured and are finite. picture: relative to the bench's folder, "" for
-    none. seconds: of training.
+    metrics: by name, only those that were measured and are finite. seconds: of training. picture: address in the
+    bench's folder (see `sheets.open_picture`), "" for none.
     """
 
     method: str
@@ -49,7 +50,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an ordering of the paper holds here. difference: better minus worse over common cells, None without."""
+    """Whether an ordering of the paper holds here.
+
+    difference: better minus worse over common cells, None if there are none. word: one of VERDICTS.
+    """
 
     ordering: Ordering
     difference: Estimate | None
@@ -60,9 +64,9 @@ class Verdict:
 class Row:
     """One method of a table.
 
-    estimates: by metric, over concepts; spreads: the same with every cell counted alone. Both without the diverged
-    runs and without metrics that no cell has. seeds_apart: of DINO, see `statistics.between_seeds`. cells: runs,
-    diverged ones among them. seconds: mean of training. one_step: a student that makes its picture in one step.
+    estimates: by metric, over concepts; spreads: by metric, over cells. Both leave out diverged runs and metrics that
+    no cell has. seeds_apart: `statistics.between_seeds` of DINO. cells: number of runs, including diverged ones.
+    seconds: mean training time. one_step: whether a student samples in one step.
     """
 
     method: str
@@ -81,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A table with the rows that can be shown: those measured, and those of which only the paper has figures."""
+    """A table with its measured rows and the rows of methods that only the paper measured."""
 
     table: Table
     rows: tuple[Row, ...]
@@ -89,9 +93,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that a report shows. header: about the run, as it was given. left_out: methods nobody ran, by id.
+    """The content of a report. header: facts on the run. left_out: ids of methods without results.
 
-    gaps: measured methods that lack some of the bench's cells, with how many of how many they have.
+    gaps: measured methods that lack some of the bench's cells, with the number of their cells and of all cells.
     """
 
     header: dict[str, Any]
@@ -109,7 +113,7 @@ class Summary:
 
 
 def summarise(cells: Iterable[Mapping[str, Any]], header: Mapping[str, Any]) -> Summary:
-    """Summarise the cells of a bench, which may be incomplete.
+    """Summarise the results of a bench, which may be incomplete.
 
     Raises InputError for a cell without a needed key or with a metric that is no number, and for two cells of the
     same method, concept and seed.
@@ -128,10 +132,10 @@ def summarise(cells: Iterable[Mapping[str, Any]], header: Mapping[str, Any]) -> 
         by_method.setdefault(cell.method, []).append(cell)
     verdicts = tuple(_judge(ordering, by_method) for ordering in orderings())
     rows = {method: _row(method, of_method, verdicts) for method, of_method in by_method.items()}
-    tables = [*TABLES, TRIALS]
+    tables = [*report_tables()]
     known = {method for table in tables for method in table.methods}
     if others := tuple(method for method in by_method if method not in known):
-        tables.append(Table("other", "Also measured", "Methods that stand in none of the tables above.", others))
+        tables.append(Table("other", "Also measured", "Methods that are in none of the tables above.", others))
     whole = len({(cell.concept, cell.seed) for cell in parsed})
     return Summary(
         header=dict(header),
@@ -180,7 +184,7 @@ def _judge(ordering: Ordering, by_method: Mapping[str, list[Result]]) -> Verdict
 def _row(method: str, cells: list[Result], verdicts: Iterable[Verdict]) -> Row:
     measured = {name: found for name in METRICS if (found := values(cells, name))}
     seconds = [cell.seconds for cell in cells if cell.seconds is not None]
-    title = title_of(method)
+    title = method_title(method)
     return Row(
         method,
         cells[0].title if title == method else title,
@@ -198,19 +202,19 @@ def _row(method: str, cells: list[Result], verdicts: Iterable[Verdict]) -> Row:
 
 
 def _sections(tables: Iterable[Table], rows: Mapping[str, Row]) -> tuple[Section, ...]:
-    """The tables that show something which no earlier table shows."""
-    sections, told = [], set[str]()
+    """The tables with at least one measured method that no earlier table has."""
+    sections, shown_before = [], set[str]()
     for table in tables:
         measured = {method for method in table.methods if method in rows}
-        if measured - told:
+        if measured - shown_before:
             shown = [m for m in table.methods if m in rows or not _ours_to_measure(m)]
             sections.append(Section(table, tuple(rows.get(m) or _unmeasured(m) for m in shown)))
-        told |= measured
+        shown_before |= measured
     return tuple(sections)
 
 
 def _unmeasured(method: str) -> Row:
-    return Row(method, title_of(method), 0, 0, (), None, False, {}, {}, None, figure_of(method), ())
+    return Row(method, method_title(method), 0, 0, (), None, False, {}, {}, None, figure_of(method), ())
 
 
 def _ours_to_measure(method: str) -> bool:
@@ -219,7 +223,9 @@ def _ours_to_measure(method: str) -> bool:
 
 
 def _in_order() -> list[str]:
-    return list(dict.fromkeys(method for table in TABLES for method in table.methods))
+    return list(
+        dict.fromkeys(method for table in report_tables() if table.key != TRIALS.key for method in table.methods)
+    )
 
 
 def _result(index: int, cell: Mapping[str, Any]) -> Result:

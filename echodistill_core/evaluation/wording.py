@@ -1,4 +1,4 @@
-"""How figures and facts of a summary read in words, the same in Markdown and on the page."""
+"""Text of a summary's figures and facts, shared by the Markdown and the HTML report."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .paper import Ordering, title_of
+from .methods import method_title
+from .paper import Ordering
 from .statistics import Estimate
 from .summary import Row, Summary, Verdict
 
 SCALES = (
-    "The paper's figures come from DreamBench and large encoders, ours from other pictures and other judges: "
+    "The paper's figures were measured on DreamBench with large encoders, ours with other images and other encoders: "
     "compare the order of methods, never the size of a figure."
 )
 INTERVALS = (
-    "± is half of the 95 % interval by Student's t over concepts, each with its mean over training seeds. Runs that "
-    "diverged count only in their own column. An ordering agrees where the 95 % interval of the paired difference, "
-    "over the same concepts and seeds, lies above 0."
+    "± is the half-width of the 95 % confidence interval by Student's t over concepts; each concept contributes its "
+    "mean over training seeds. Diverged runs count only in the column of that name. An ordering agrees where the 95 % "
+    "interval of the paired difference, over the same concepts and seeds, lies above 0."
 )
-
 SEEDS_APART = "DINO, SD over seeds"
 
 
 def number(estimate: Estimate | None) -> str:
-    """The mean with half its interval: "0.637 ± 0.021", or "0.637 (one concept)"; a dash for None."""
+    """The mean and the half-width of its interval: "0.637 ± 0.021", or "0.637 (one concept)"; a dash for None."""
     if estimate is None:
         return "–"
     if math.isinf(estimate.half_width):
@@ -33,12 +33,12 @@ def number(estimate: Estimate | None) -> str:
 
 
 def claim(ordering: Ordering) -> str:
-    """What the paper claims: "EchoDistill, before echo > LoRA"."""
-    return f"{title_of(ordering.better)} {'>' if ordering.strict else '≥'} {title_of(ordering.worse)}"
+    """The claim of the paper in words: "EchoDistill, before echo > LoRA"."""
+    return f"{method_title(ordering.better)} {'>' if ordering.strict else '≥'} {method_title(ordering.worse)}"
 
 
 def difference(verdict: Verdict) -> str:
-    """How far better lies above worse: "+0.120 ± 0.031"; "not measured" where there is nothing to compare."""
+    """Better minus worse: "+0.120 ± 0.031"; "not measured" without common cells."""
     if verdict.difference is None:
         return verdict.word
     return ("+" if verdict.difference.mean > 0 else "") + number(verdict.difference)
@@ -55,7 +55,7 @@ def seeds_apart(row: Row) -> str:
 
 
 def iterations(row: Row) -> str:
-    """The number of iterations, or from fewest to most where concepts differ: "100–400"; a dash untrained."""
+    """The number of iterations, or their range where runs differ: "100–400"; a dash for untrained rows."""
     trained = [count for count in row.iterations if count]
     if not trained:
         return "–"
@@ -64,12 +64,12 @@ def iterations(row: Row) -> str:
 
 
 def left_out(summary: Summary) -> list[str]:
-    """What the bench did not measure, in sentences."""
+    """Sentences on the methods and cells that the bench did not measure."""
     lines = []
     if summary.left_out:
-        lines.append("Not run: " + "; ".join(title_of(method) for method in summary.left_out) + ".")
+        lines.append("Not run: " + "; ".join(method_title(method) for method in summary.left_out) + ".")
     if summary.gaps:
-        gaps = (f"{title_of(method)} ({have} of {whole})" for method, (have, whole) in summary.gaps.items())
+        gaps = (f"{method_title(method)} ({have} of {whole})" for method, (have, whole) in summary.gaps.items())
         lines.append("Not on every concept and seed: " + "; ".join(gaps) + ".")
     return lines or ["Nothing: every method ran on every concept and seed."]
 

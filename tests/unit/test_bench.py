@@ -12,6 +12,7 @@ import torch
 
 from echodistill_core.errors import DivergedError, InputError
 from echodistill_core.evaluation import bench, methods, paper, scoring, suites
+from echodistill_core.evaluation.sheets import open_picture
 from echodistill_core.miniature.concepts import CONCEPTS, DEVELOPMENT, EVALUATION
 from echodistill_core.miniature.judges import load_judges
 from echodistill_core.settings import PRESETS, TrainSettings
@@ -28,9 +29,9 @@ LITTLE = bench.Suite(
 
 
 def test_every_method_of_the_papers_tables_that_is_ours_to_measure_has_a_training():
-    looked_at = {look.method for training in methods.TRAININGS.values() for look in training.looks}
+    evaluated = {spec.method for training in methods.METHODS.values() for spec in training.evaluations}
     wanted = {f.method for f in paper.FIGURES.values() if f.measured_here}
-    assert wanted <= looked_at
+    assert wanted <= evaluated
 
 
 def test_the_full_suite_is_as_large_as_it_promises():
@@ -42,9 +43,9 @@ def test_the_full_suite_is_as_large_as_it_promises():
     assert not set(suite.concepts) & {c.name for c in DEVELOPMENT}
 
 
-@pytest.mark.parametrize("name", list(methods.ALL))
+@pytest.mark.parametrize("name", list(methods.METHODS))
 def test_every_trainings_settings_are_settings(name):
-    training = methods.ALL[name]
+    training = methods.METHODS[name]
     settings = bench.settings_of(suites.MINIATURE, training, EVALUATION[0], 1)
     assert isinstance(settings, TrainSettings)
     for option, value in training.options.items():
@@ -65,13 +66,13 @@ def test_baselines_learn_from_photographs_alone():
 def test_a_bench_writes_every_cell_and_does_none_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "ProcessPoolExecutor", InProcess)
     said = []
-    paths = suites.bench(tmp_path, LITTLE, workers=1, command="echodistill bench", say=said.append)
+    paths = suites.bench(tmp_path, LITTLE, workers=1, command="echodistill bench", log=said.append)
     rows = json.loads((tmp_path / "results.json").read_text())
-    looks = [look.method for name in LITTLE.trainings for look in methods.TRAININGS[name].looks]
-    assert [row["method"] for row in rows] == [*paper.REFERENCES, *looks]
+    evaluated = [spec.method for name in LITTLE.trainings for spec in methods.METHODS[name].evaluations]
+    assert [row["method"] for row in rows] == [*paper.REFERENCES, *evaluated]
     for row in rows:
         assert set(row["metrics"]) == {"clip_t", "clip_i", "dino", "attributes", "context", "diversity"}
-        assert (tmp_path / row["picture"]).is_file()
+        assert open_picture(tmp_path, row["picture"]).size == (2 * 64 + 3 * 4, 64 + 2 * 4)
         assert not row["diverged"]
     real = next(row for row in rows if row["method"] == "photographs")["metrics"]
     assert real["context"] > 0.9
@@ -80,15 +81,15 @@ def test_a_bench_writes_every_cell_and_does_none_twice(tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
     assert "EchoDistill" in paths[0].read_text()
     monkeypatch.setattr(bench, "run_cell", lambda *_: pytest.fail("a cell was run again"))
-    suites.bench(tmp_path, LITTLE, workers=1, command="echodistill bench", say=said.append)
+    suites.bench(tmp_path, LITTLE, workers=1, command="echodistill bench", log=said.append)
     assert json.loads((tmp_path / "results.json").read_text()) == rows
 
 
 def recorded(name, seed=0):
     """A cell's rows, without any training."""
     cell = bench.Cell(name, EVALUATION[0].name, seed)
-    looks = methods.ALL[name].looks if name in methods.ALL else [methods.EvalSpec(name)]
-    return cell, [bench._row(cell, look, 7) for look in looks]
+    specs = methods.METHODS[name].evaluations if name in methods.METHODS else [methods.EvalSpec(name)]
+    return cell, [bench._row(cell, spec, 7) for spec in specs]
 
 
 def test_results_alone_carry_a_bench_to_another_place(tmp_path, monkeypatch):
@@ -115,11 +116,11 @@ def test_results_alone_carry_a_bench_to_another_place(tmp_path, monkeypatch):
 
 
 def test_a_report_of_what_is_there_runs_nothing_and_names_who_measured(tmp_path, monkeypatch):
-    suites._declare(tmp_path, LITTLE)
-    suites._sign(tmp_path, "echodistill bench --seeds 1", 2)
+    suites._check_record(tmp_path, LITTLE)
+    suites._record_run(tmp_path, "echodistill bench --seeds 1", 2)
     (tmp_path / "results.json").write_text(json.dumps(recorded("teacher-first")[1]))
     monkeypatch.setattr(bench, "run_cell", lambda *_: pytest.fail("a cell was run"))
-    path, _ = suites.bench(tmp_path, LITTLE, workers=0, command="echodistill bench --report", say=pytest.fail)
+    path, _ = suites.bench(tmp_path, LITTLE, workers=0, command="echodistill bench --report", log=pytest.fail)
     text = path.read_text()
     assert "- command: echodistill bench --seeds 1\n" in text
     assert "Teacher first, then distilled" in text
@@ -128,15 +129,15 @@ def test_a_report_of_what_is_there_runs_nothing_and_names_who_measured(tmp_path,
 
 def test_there_is_no_report_on_a_folder_without_a_bench(tmp_path):
     with pytest.raises(InputError, match=r"holds no bench to report on \(no suite\.json\); check --out"):
-        suites.bench(tmp_path / "new", LITTLE, workers=0, command="echodistill bench --report", say=pytest.fail)
+        suites.bench(tmp_path / "new", LITTLE, workers=0, command="echodistill bench --report", log=pytest.fail)
     assert not (tmp_path / "new").exists()
 
 
 def test_every_machine_that_measured_is_named_once(tmp_path):
-    suites._declare(tmp_path, LITTLE)
+    suites._check_record(tmp_path, LITTLE)
     for command in ("bench a", "bench b", "bench a"):
-        suites._sign(tmp_path, command, 2)
-    suites._declare(tmp_path, LITTLE)
+        suites._record_run(tmp_path, command, 2)
+    suites._check_record(tmp_path, LITTLE)
     header = suites._header(tmp_path, LITTLE)
     assert header["command"] == "bench a"
     assert [run["command"] for run in header["measured before that"]] == ["bench b"]
@@ -187,16 +188,16 @@ def test_ctrl_c_does_not_wait_for_the_cells_that_are_still_to_come(tmp_path, mon
 
 
 def test_a_folder_of_another_suite_is_refused(tmp_path):
-    suites._declare(tmp_path, LITTLE)
-    suites._declare(tmp_path, LITTLE)
+    suites._check_record(tmp_path, LITTLE)
+    suites._check_record(tmp_path, LITTLE)
     with pytest.raises(InputError, match="sampling_seeds is 2 there and 4 now"):
-        suites._declare(tmp_path, suites.MINIATURE)
+        suites._check_record(tmp_path, suites.MINIATURE)
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "report.md").write_text("mine")
     with pytest.raises(InputError, match=r"no folder of a bench: it has no suite\.json, but report\.md; choose a new"):
-        suites.bench(tmp_path, LITTLE, workers=1, command="echodistill bench", say=lambda line: None)
+        suites.bench(tmp_path, LITTLE, workers=1, command="echodistill bench", log=lambda line: None)
     assert [p.name for p in tmp_path.iterdir()] == ["report.md"]
 
 
@@ -225,31 +226,31 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path):
 
 
 def test_a_folder_of_other_weights_is_refused(tmp_path, monkeypatch):
-    suites._declare(tmp_path, LITTLE)
+    suites._check_record(tmp_path, LITTLE)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text("{}")
     monkeypatch.setattr(suites, "FOLDER", tmp_path / "other")
     with pytest.raises(InputError, match=r"holds results of another suite: weights is"):
-        suites._declare(tmp_path, LITTLE)
+        suites._check_record(tmp_path, LITTLE)
 
 
 def test_a_folder_of_other_recommended_settings_is_refused(tmp_path, monkeypatch):
     """Unless the training that they change is not in there yet, or they are newer than the folder."""
-    suites._declare(tmp_path, LITTLE)
+    suites._check_record(tmp_path, LITTLE)
     monkeypatch.setitem(PRESETS, "tuned", {"student_lr": 7e-7})
-    suites._declare(tmp_path, replace(LITTLE, trainings=("echodistill", "tuned")))
+    suites._check_record(tmp_path, replace(LITTLE, trainings=("echodistill", "tuned")))
     monkeypatch.setitem(PRESETS, "tuned", {"student_lr": 8e-7})
-    suites._declare(tmp_path, LITTLE)
+    suites._check_record(tmp_path, LITTLE)
     with pytest.raises(InputError, match=r"another suite: training tuned is .*7e-07.* there and .*8e-07.* now"):
-        suites._declare(tmp_path, replace(LITTLE, trainings=("tuned",)))
+        suites._check_record(tmp_path, replace(LITTLE, trainings=("tuned",)))
     older = json.loads((tmp_path / "suite.json").read_text())
     del older["training echodistill"]["lr_decay"]
     del older["training tuned"]["image_every"]
     (tmp_path / "suite.json").write_text(json.dumps(older))
-    suites._declare(tmp_path, LITTLE)
+    suites._check_record(tmp_path, LITTLE)
     monkeypatch.setitem(PRESETS, "tuned", {"student_lr": 7e-7, "image_every": 3})
     with pytest.raises(InputError, match=r"another suite: training tuned is .*'image_every': 3.* now"):
-        suites._declare(tmp_path, replace(LITTLE, trainings=("tuned",)))
+        suites._check_record(tmp_path, replace(LITTLE, trainings=("tuned",)))
 
 
 def test_results_that_cannot_be_read_are_named_with_the_remedy(tmp_path, monkeypatch):
@@ -264,22 +265,22 @@ def test_results_that_cannot_be_read_are_named_with_the_remedy(tmp_path, monkeyp
     assert str(broken) in str(error.value)
     (tmp_path / "suite.json").write_text("{")
     with pytest.raises(InputError, match=r"suite\.json cannot be read .* choose another --out"):
-        suites._declare(tmp_path, LITTLE)
+        suites._check_record(tmp_path, LITTLE)
 
 
 def test_choosing_trainings_concepts_and_seeds():
-    suite = suites.chosen(suites.MINIATURE, trainings=["lora"], seeds=2, development=True)
+    suite = suites.select(suites.MINIATURE, trainings=["lora"], seeds=2, development=True)
     assert suite.trainings == ("lora",)
     assert suite.seeds == (0, 1)
     assert suite.concepts == tuple(c.name for c in DEVELOPMENT)
     with pytest.raises(InputError, match=r"expected one of echodistill, .* did you mean lora"):
-        suites.chosen(suites.MINIATURE, trainings=["lore"], seeds=0, development=False)
+        suites.select(suites.MINIATURE, trainings=["lore"], seeds=0, development=False)
 
 
 def test_real_samples_score_as_the_concept_in_the_contexts_asked_for():
     judges = load_judges()
     for concept in CONCEPTS.values():
-        scores = scoring.score(scoring.real(concept, 4), concept, "", judges)
+        scores = scoring.score(scoring.reference_samples(concept, 4), concept, "", judges)
         assert scores["attributes"] > 0.9, concept.name
         assert scores["context"] > 0.9, concept.name
 
@@ -287,8 +288,8 @@ def test_real_samples_score_as_the_concept_in_the_contexts_asked_for():
 def test_another_subject_scores_lower_than_the_concept_itself():
     judges = load_judges()
     first, other = EVALUATION[0], EVALUATION[1]
-    own = scoring.score(scoring.real(first, 2), first, "", judges)
-    wrong = scoring.score(scoring.real(other, 2), first, "", judges)
+    own = scoring.score(scoring.reference_samples(first, 2), first, "", judges)
+    wrong = scoring.score(scoring.reference_samples(other, 2), first, "", judges)
     for metric in ("clip_i", "dino", "attributes"):
         assert own[metric] > wrong[metric] + 0.05, metric
     # Of prompts that name no colours, CLIP-T reads the place far more than the thing (docs/results.md).
@@ -298,7 +299,7 @@ def test_another_subject_scores_lower_than_the_concept_itself():
 def test_prompts_of_other_places_score_lower():
     judges = load_judges()
     concept = EVALUATION[0]
-    samples = scoring.real(concept, 2)
+    samples = scoring.reference_samples(concept, 2)
     turned = replace(samples, prompts=samples.prompts[1:] + samples.prompts[:1])
     own, wrong = (scoring.score(s, concept, "", judges)["clip_t"] for s in (samples, turned))
     assert own > wrong + 0.3
@@ -307,7 +308,7 @@ def test_prompts_of_other_places_score_lower():
 def test_scores_are_means_over_prompts_and_seeds():
     judges = load_judges()
     concept = EVALUATION[0]
-    samples = scoring.real(concept, 2)
+    samples = scoring.reference_samples(concept, 2)
     whole = scoring.score(samples, concept, "", judges)["dino"]
     parts = []
     for i in range(8):

@@ -37,7 +37,7 @@ SMALL_CLIP = CLIPConfig(
 
 def test_the_miniatures_scores_are_the_benchs():
     concept = CONCEPTS["dotted-mug"]
-    made = scoring.real(concept, 2, 1)
+    made = scoring.reference_samples(concept, 2, 1)
     expected = scoring.score(made, concept, "", load_judges())
     prompt = made.prompts[0]
     found = score_pictures(made.images, photographs(concept), prompt, "", PROTOCOLS["miniature"], {})
@@ -46,7 +46,7 @@ def test_the_miniatures_scores_are_the_benchs():
 
 def test_the_placeholder_is_no_part_of_what_clip_reads():
     concept = CONCEPTS["dotted-mug"]
-    images = scoring.real(concept, 2, 1).images
+    images = scoring.reference_samples(concept, 2, 1).images
     protocol = PROTOCOLS["miniature"]
     found = [
         score_pictures(images, photographs(concept), prompt, "<new1>", protocol, {})["clip_t"]

@@ -34,16 +34,16 @@ def board(tmp_path):
 
 
 def test_losses_and_previews_are_read_back(board, tmp_path):
-    board(LossesLogged("distil", ({"step": 1, "teacher": 0.5, "swd": 2.0}, {"step": 2, "teacher": 0.25})))
+    board(LossesLogged("distil", ({"step": 1, "recon_teacher": 0.5, "swd": 2.0}, {"step": 2, "recon_teacher": 0.25})))
     images = torch.full((2, 3, 8, 6), -1.0)
     images[1, 0] = 1.0
     board(PreviewReady("distil", 2, images))
     board(StepDone("distil", 2, 2, {}))
     board(CheckpointSaved("distil", 2, tmp_path))
     events = read(tmp_path / "board" / "distil")
-    assert scalars(events, "loss/teacher") == [(1, 0.5), (2, 0.25)]
+    assert scalars(events, "loss/recon_teacher") == [(1, 0.5), (2, 0.25)]
     assert scalars(events, "loss/swd") == [(1, 2.0)]
-    assert set(events.Tags()["scalars"]) == {"loss/teacher", "loss/swd"}
+    assert set(events.Tags()["scalars"]) == {"loss/recon_teacher", "loss/swd"}
     assert set(events.Tags()["images"]) == {"samples/0", "samples/1"}
     (preview,) = events.Images("samples/1")
     picture = Image.open(io.BytesIO(preview.encoded_image_string))
@@ -52,20 +52,20 @@ def test_losses_and_previews_are_read_back(board, tmp_path):
 
 
 def test_stages_are_runs_of_their_own(board, tmp_path):
-    board(LossesLogged("distil", ({"step": 1, "teacher": 1.0},)))
-    board(LossesLogged("echo", ({"step": 1, "teacher": 2.0},)))
+    board(LossesLogged("distil", ({"step": 1, "recon_teacher": 1.0},)))
+    board(LossesLogged("echo", ({"step": 1, "recon_teacher": 2.0},)))
     board.close()
-    assert scalars(read(tmp_path / "board" / "distil"), "loss/teacher") == [(1, 1.0)]
-    assert scalars(read(tmp_path / "board" / "echo"), "loss/teacher") == [(1, 2.0)]
+    assert scalars(read(tmp_path / "board" / "distil"), "loss/recon_teacher") == [(1, 1.0)]
+    assert scalars(read(tmp_path / "board" / "echo"), "loss/recon_teacher") == [(1, 2.0)]
 
 
 def test_a_resumed_stage_discards_what_it_computes_again(board, tmp_path):
-    board(LossesLogged("distil", ({"step": 1, "teacher": 1.0}, {"step": 2, "teacher": 9.0})))
+    board(LossesLogged("distil", ({"step": 1, "recon_teacher": 1.0}, {"step": 2, "recon_teacher": 9.0})))
     board.close()
     resumed = TensorBoard(tmp_path / "board")
-    resumed(LossesLogged("distil", ({"step": 2, "teacher": 2.0}, {"step": 3, "teacher": 3.0})))
+    resumed(LossesLogged("distil", ({"step": 2, "recon_teacher": 2.0}, {"step": 3, "recon_teacher": 3.0})))
     resumed.close()
-    assert scalars(read(tmp_path / "board" / "distil"), "loss/teacher") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert scalars(read(tmp_path / "board" / "distil"), "loss/recon_teacher") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
 def test_it_follows_a_run(tmp_path, train_tiny):
@@ -74,9 +74,9 @@ def test_it_follows_a_run(tmp_path, train_tiny):
     run = train_tiny(tmp_path / "run", listen=board, preview_every=2)
     board.close()
     events = read(tmp_path / "board" / "distil")
-    logged = [(row["step"], row["teacher"]) for row in run.read_log("distil")]
+    logged = [(row["step"], row["recon_teacher"]) for row in run.read_log("distil")]
     assert len(logged) == 2
-    np.testing.assert_allclose(scalars(events, "loss/teacher"), logged, rtol=1e-6)
+    np.testing.assert_allclose(scalars(events, "loss/recon_teacher"), logged, rtol=1e-6)
     assert [e.step for e in events.Images("samples/0")] == [2]
 
 
