@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, ResNetConfig, ResNetForImageClassification, ViTConfig
 
 from ..models.embedded import embedded_folder
-from ..perception.backbones import CLIP, IMAGENET, Backbone, Spec, normalised, vit, vit_features
+from ..perception.backbones import CLIP, IMAGENET, Backbone, BackboneSpec, normalised, vit, vit_features
 from ..perception.load import load_backbone
 from .tokens import cut_tokenizer
 from .world import COLORS, CONTEXTS, EMBLEMS, PATTERNS, SHAPES, Scene
@@ -25,7 +25,7 @@ ATTRIBUTES: dict[str, tuple[list[str], Callable[[Scene], str]]] = {
     "context": (list(CONTEXTS), lambda s: s.context),
 }
 
-IDENTITY = Spec(
+IDENTITY = BackboneSpec(
     "identity",
     "the judge of identity",
     64,

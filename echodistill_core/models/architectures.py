@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..messages import shortened
+from ..registry import Registry
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -185,7 +186,8 @@ MINIATURE = Architecture(
     scheduler=STABLE_DIFFUSION_NOISE,
 )
 
-ARCHITECTURES = (SD2, SD1, TINY, MINIATURE)
+# Architectures by which the weights of a single file, or tensors in memory, are recognised.
+ARCHITECTURES: Registry[Architecture] = Registry("architecture", {a.name: a for a in (SD2, SD1, TINY, MINIATURE)})
 
 
 def match(unet_shapes: Shapes, origin: str) -> Architecture:
@@ -194,7 +196,7 @@ def match(unet_shapes: Shapes, origin: str) -> Architecture:
     Raises InputError, saying what the tensors look like instead, where none fits.
     """
     found = unet_widths(unet_shapes)
-    for architecture in ARCHITECTURES:
+    for architecture in ARCHITECTURES.values():
         u = architecture.unet
         linear = bool(u.get("use_linear_projection"))
         if found == (u["block_out_channels"][0], u["cross_attention_dim"], u["in_channels"], linear):

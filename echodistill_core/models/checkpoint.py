@@ -16,7 +16,7 @@ from ..files import why_missing
 from ..messages import shortened
 from ..tensorfile import read_header, read_tensors
 from . import layout
-from .architectures import SD1, SD2, Architecture, looks_like, match, shapes_of
+from .architectures import ARCHITECTURES, SD1, SD2, Architecture, looks_like, match, shapes_of
 from .assemble import StateDict, empty_unet, empty_vae
 from .parts import Names, modern_vae, names_in, read_names, text_alone
 from .quantized import dequantized, refuse_quantized_config
@@ -34,8 +34,6 @@ __all__ = ["Checkpoint", "Source", "read_checkpoint", "schedule_of", "weights_in
 # checkpoint is above, the 512-base and Turbo ones below. ComfyUI decides by the same tensor and number.
 V_PREDICTION_TENSOR = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 V_PREDICTION_DEVIATION = 0.09
-# Stable Diffusion's and the embedded family's; 9 would be an inpainting UNet.
-LATENT_CHANNELS = (4, 8)
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def _from_folder(folder: Path, asked: str) -> Checkpoint:
     if (
         kind != "UNet2DConditionModel"
         or unet_config.get("addition_embed_type")
-        or unet_config.get("in_channels") not in LATENT_CHANNELS
+        or unet_config.get("in_channels") not in _latent_channels()
     ):
         raise InputError(
             f"{folder} is no SD 1.x or SD 2.x checkpoint: it looks like "
@@ -251,6 +249,11 @@ def _from_folder(folder: Path, asked: str) -> Checkpoint:
         warnings=(*warnings, *more),
         names={"text_encoder": text_names, "vae": vae_names},
     )
+
+
+def _latent_channels() -> set[int]:
+    """Input channels of the known UNets: 4 and 8. An inpainting UNet has 9."""
+    return {architecture.unet["in_channels"] for architecture in ARCHITECTURES.values()}
 
 
 def _network_config(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from ..errors import InputError
+from ..registry import Registry
 from ..settings import nearest
 
 
@@ -66,7 +67,7 @@ _RAIL = "use is restricted by the licence's Attachment A, which derivatives must
 _APACHE = "free for any use with attribution"
 _OPENAI = "OpenAI published CLIP's code under MIT; the repository itself names no licence for the weights"
 
-HUB: dict[str, HubFiles] = {
+_DOWNLOADS = {
     # Stability AI removed its Stable Diffusion 2.x repositories in November 2025. SD-Turbo stayed; SD 2.1 and
     # SD 2.1-base are taken from the community's copies, which Stability AI does not maintain.
     "sd-turbo": HubFiles(
@@ -104,14 +105,17 @@ HUB: dict[str, HubFiles] = {
     "clip-vit-b-32": HubFiles("openai/clip-vit-base-patch32", _CLIP, "MIT", _OPENAI, revision="refs/pr/15"),
 }
 
+HUB: Registry[HubFiles] = Registry("download", _DOWNLOADS)
+
 _BACKBONES = ("dino", "dinov2", "clip")
-BUNDLES: dict[str, tuple[str, ...]] = {
+_BUNDLES: dict[str, tuple[str, ...]] = {
     "sd-turbo-family": ("sd2.1", "sd-turbo", *_BACKBONES),
     "sd-turbo-base-family": ("sd2.1-base", "sd-turbo", *_BACKBONES),
     "hyper-sd15-family": ("sd1.5", "hyper-sd15", *_BACKBONES),
     "backbones": _BACKBONES,
     "metrics": ("clip-vit-l-14-336", "clip-vit-b-32", "dino", "dinov2"),
 }
+BUNDLES: Registry[tuple[str, ...]] = Registry("bundle", _BUNDLES)
 
 
 def expand(names: Iterable[str]) -> list[str]:

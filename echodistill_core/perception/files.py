@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +16,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.checkpoint import weights_in
 from ..tensorfile import read_header, read_tensors
-from .backbones import SPECS, Spec
-from .layouts import Shapes, misfit, network_of
+from .backbones import SPECS, BackboneSpec
+from .layouts import Shapes, misfit, network_expected, network_of
 
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
@@ -30,28 +31,8 @@ _PROJECTOR_NAMES = {
     "image_proj.norm.bias": "norm.bias",
 }
 
-# How these files are usually called: of several that fit, such a one is taken first.
-_USUAL = {
-    "clip": r"vit[-_]?h([-_/]?14)?|clip_vision_h|sd15.*image_encoder",
-    "dinov2": r"dino_?v2.*(large|vitl|_l)|vit_large_patch14_dinov2",
-    "dinov2-small": r"dino_?v2.*(small|vits|_s)|vit_small_patch14_dinov2",
-    "dino": r"dino[-_]?(v1[-_])?(deit)?(vit)?s(mall)?[-_]?16|vit_small_patch16_224[._]dino",
-    "clip-vit-l-14-336": r"(vit[-_]?l(arge)?|large)[-_]?(patch)?14.*336",
-    "clip-vit-b-32": r"(vit[-_]?b(ase)?|base)[-_]?(patch)?32",
-}
-# Other trainings of networks with the very same names and shapes: what they are called tells them.
-_OPENAI_IS_MEANT = r"laion|datacomp|commonpool|metaclip|dfn|yfcc|cc12m|roberta|quilt|streetclip|fashion"
-_OTHER_TRAINING = {
-    "clip": r"dfn|metaclip|datacomp|quickgelu|cc12m",
-    "dino": r"augreg|deit_|deit3|moco|msn|ibot|[-_.]mae|in21k",
-    "dinov2": r"depth_?anything",
-    "dinov2-small": r"depth_?anything",
-    "clip-vit-l-14-336": _OPENAI_IS_MEANT,
-    "clip-vit-b-32": _OPENAI_IS_MEANT,
-}
 
-
-def backbone_of(shapes: Shapes, called: str = "", specs: Mapping[str, Spec] = SPECS) -> str | None:
+def backbone_of(shapes: Shapes, called: str = "", specs: Mapping[str, BackboneSpec] = SPECS) -> str | None:
     """Which backbone of `specs` a file with tensors of these shapes is; None for none of them.
 
     called: the file's name, with folders where they say something. It decides nothing but between trainings of equal
@@ -60,18 +41,39 @@ def backbone_of(shapes: Shapes, called: str = "", specs: Mapping[str, Spec] = SP
     return next((name for name, spec in specs.items() if not why_not(shapes, spec, called)), None)
 
 
-def why_not(shapes: Shapes, spec: Spec, called: str = "") -> str:
+def why_not(shapes: Shapes, spec: BackboneSpec, called: str = "") -> str:
     """Why a file with tensors of these shapes is not this backbone, as what it is instead; "" if it is.
 
     called: as in `backbone_of`.
     """
-    network = network_of(shapes)
-    if network is None:
-        return f"no image encoder in a layout known here, expected {spec.title}"
-    if reason := misfit(network, spec):
-        return reason
-    other = re.search(_OTHER_TRAINING.get(spec.name, r"(?!)"), called, re.IGNORECASE)
+    if network_expected(spec) is None:
+        if reason := _missing_tensors(shapes, spec):
+            return reason
+    else:
+        network = network_of(shapes)
+        if network is None:
+            return f"no image encoder in a layout known here, expected {spec.title}"
+        if reason := misfit(network, spec):
+            return reason
+    other = _search(spec.other_trainings, called)
     return "" if other is None else f"by its name ({other[0]}) another training, expected {spec.title}"
+
+
+def _missing_tensors(shapes: Shapes, spec: BackboneSpec) -> str:
+    """Why tensors of these shapes are not the backbone's; "" if they are. For architectures unknown to `layouts`.
+
+    Compares shapes and, where a name is in both, the shape under that name: transformers renames tensors of published
+    files between versions, and only its own loader knows all names.
+    """
+    with torch.device("meta"):
+        expected = {name: tuple(like.shape) for name, like in spec.build(spec.config).state_dict().items()}
+    absent = [name for name, shape in expected.items() if shapes.get(name, shape) != shape]
+    missing = Counter(expected.values()) - Counter(shapes.values())
+    if absent:
+        return f"another network, expected {spec.title}: {absent[0]} has another shape"
+    if missing:
+        return f"another network, expected {spec.title}: {missing.total()} tensors are missing"
+    return ""
 
 
 def projector_name(name: str) -> str:
@@ -79,7 +81,7 @@ def projector_name(name: str) -> str:
     return _PROJECTOR_NAMES.get(name, "")
 
 
-def projector_flaw(shapes: Shapes, spec: Spec) -> str:
+def projector_flaw(shapes: Shapes, spec: BackboneSpec) -> str:
     """What a file with tensors of these shapes lacks of the image projector after this backbone; "" for nothing."""
     assert spec.projector is not None
     with torch.device("meta"):
@@ -94,14 +96,14 @@ def choose_projector(name: str, candidates: Iterable[Path]) -> Path | None:
     return next((path for path in candidates if _holds_projector(path, SPECS[name])), None)
 
 
-def _holds_projector(path: Path, spec: Spec) -> bool:
+def _holds_projector(path: Path, spec: BackboneSpec) -> bool:
     try:
         return not projector_flaw(_shapes(path), spec)
     except InputError:
         return False
 
 
-def encoder_in(place: Path, spec: Spec) -> Path:
+def encoder_in(place: Path, spec: BackboneSpec) -> Path:
     """Where the encoder lies in a backbone's place: IP-Adapter's repository has it in a subfolder."""
     if spec.projector is None or not place.is_dir():
         return place
@@ -112,7 +114,12 @@ def rank(name: str, called: str) -> int:
     """How much a file's name, with its folders, says that it is this backbone: 2 the very name, 1 a usual one, or 0."""
     if re.match(rf"{re.escape(name)}(\.safetensors)?(/|$)", called):
         return 2
-    return int(re.search(_USUAL.get(name, r"(?!)"), called, re.IGNORECASE) is not None)
+    return int(_search(SPECS[name].file_names, called) is not None)
+
+
+def _search(pattern: str, called: str) -> re.Match[str] | None:
+    """The first match of a pattern of a BackboneSpec, or None; an empty pattern matches nothing."""
+    return re.search(pattern, called, re.IGNORECASE) if pattern else None
 
 
 def choose(name: str, candidates: Iterable[tuple[Path, str]]) -> tuple[Path | None, list[str]]:
@@ -132,7 +139,7 @@ def choose(name: str, candidates: Iterable[tuple[Path, str]]) -> tuple[Path | No
     return None, reasons
 
 
-def _flaw(path: Path, spec: Spec, called: str) -> str:
+def _flaw(path: Path, spec: BackboneSpec, called: str) -> str:
     place = encoder_in(path, spec)
     try:
         reason = why_not(shapes_in(place), spec, called)
@@ -141,7 +148,7 @@ def _flaw(path: Path, spec: Spec, called: str) -> str:
         return str(error).rstrip(".")
 
 
-def activation_flaw(place: Path, spec: Spec) -> str:
+def activation_flaw(place: Path, spec: BackboneSpec) -> str:
     """A clause where the configuration beside a CLIP's weights has another activation than the backbone; "" otherwise.
 
     CLIP was trained with GELU and with QuickGELU in equal shapes, so that nothing in the weights tells them apart.

@@ -14,9 +14,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from transformers import CLIPConfig, CLIPVisionConfig, Dinov2Config
+from transformers import CLIPConfig, CLIPVisionConfig, Dinov2Config, ViTConfig
 
-from .backbones import Spec
+from .backbones import BackboneSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -137,11 +137,13 @@ def network_of(shapes: Shapes) -> Network | None:
     )
 
 
-def network_expected(spec: Spec) -> Network:
-    """The network that a backbone's specification describes."""
+def network_expected(spec: BackboneSpec) -> Network | None:
+    """The network that a backbone's specification describes; None for other configurations than ViT, DINO v2, CLIP."""
     config = spec.config
     both = isinstance(config, CLIPConfig)
     vision = config.vision_config if both else config
+    if not isinstance(vision, (ViTConfig, Dinov2Config, CLIPVisionConfig)):
+        return None
     dinov2 = isinstance(vision, Dinov2Config)
     clip = both or isinstance(vision, CLIPVisionConfig)
     return Network(
@@ -157,12 +159,13 @@ def network_expected(spec: Spec) -> Network:
     )
 
 
-def misfit(found: Network, spec: Spec) -> str:
+def misfit(found: Network, spec: BackboneSpec) -> str:
     """Why the network is not the one that a backbone is made of, for a sentence; "" where it is.
 
     For instance "OpenCLIP's CLIP ViT-L/14 at 224 pixels, expected CLIP ViT-H/14 ...: width 1024 instead of 1280".
     """
     expected = network_expected(spec)
+    assert expected is not None
     compared = [f.name for f in fields(Network) if f.name not in ("layout", "prefix")]
     # An image encoder may have a text encoder beside it, which is then not read.
     compared = [name for name in compared if name != "text" or any(expected.text)]

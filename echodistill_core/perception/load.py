@@ -16,17 +16,18 @@ from transformers import CLIPConfig, ViTModel
 
 from ..errors import InputError
 from ..files import why_missing
-from ..messages import shortened
+from ..messages import quoted, shortened
 from ..models.embedded import embedded_folder
 from ..models.finite import check_finite
 from ..models.hub import cached_folder
 from ..models.quantized import dequantized
 from ..models.tiny import random_weights
+from ..settings import nearest
 from ..tensorfile import read_tensors
-from .backbones import MINIATURE_SPECS, SPECS, TINY_SPECS, Backbone, Spec
+from .backbones import MINIATURE_SPECS, SPECS, TINY_SPECS, Backbone, BackboneSpec
 from .conversion import in_transformers_names
 from .files import PROJECTOR, activation_flaw, encoder_in, projector_flaw, projector_name, tensors_in
-from .layouts import TIMM, TRANSFORMERS, misfit, network_of
+from .layouts import TIMM, TRANSFORMERS, misfit, network_expected, network_of
 
 # Of timm's and Meta's layer norms, which DINO was trained with; transformers' ViT has 1e-12 in its published folder.
 TIMM_EPS = 1e-6
@@ -49,12 +50,23 @@ def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Backbon
         each name; "" for the hub cache; or, by name, where a caller found them.
     Raises InputError naming everything that is missing at once and the command that gets it.
     """
+    for name in wanted.values():
+        if name not in SPECS:
+            raise InputError(
+                f"there is no backbone named {quoted(name)}{nearest(name, SPECS)}; expected one of {', '.join(SPECS)}."
+            )
     if source == "tiny":
         return {role: tiny_backbone(name) for role, name in wanted.items()}
     if source == "miniature":
-        # One DINO v2 stands for both of its sizes there.
+        # The miniature family has one DINO v2 for both sizes.
         names = {role: name.removesuffix("-small") for role, name in wanted.items()}
         folder = embedded_folder("backbones")
+        for name in names.values():
+            if name not in MINIATURE_SPECS:
+                raise InputError(
+                    f"the miniature family has no backbone {quoted(name)}, only {', '.join(MINIATURE_SPECS)}; choose "
+                    "another family or turn the loss term off that uses it."
+                )
         return {role: load_backbone(name, folder / name, specs=MINIATURE_SPECS) for role, name in names.items()}
     if isinstance(source, str):
         found = {name: _find(name, source) for name in wanted.values()}
@@ -75,7 +87,7 @@ def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Backbon
 
 
 def load_backbone(
-    name: str, place: Path, projector: Path | None = None, *, specs: Mapping[str, Spec] | None = None
+    name: str, place: Path, projector: Path | None = None, *, specs: Mapping[str, BackboneSpec] | None = None
 ) -> Backbone:
     """One backbone from a folder or a single safetensors file, in any of the layouts of `layouts`.
 
@@ -102,6 +114,11 @@ def load_backbone(
 
 def tiny_backbone(name: str) -> Backbone:
     """A small random backbone under this name, always the same."""
+    if name not in TINY_SPECS:
+        raise InputError(
+            f"the tiny family has no backbone {quoted(name)}, only {', '.join(TINY_SPECS)}; register a small "
+            "specification in perception.backbones.TINY_SPECS."
+        )
     spec = TINY_SPECS[name]
     seed = 10 + list(TINY_SPECS).index(name)
     with torch.random.fork_rng(devices=[]):  # the networks draw first weights of their own, soon replaced
@@ -126,7 +143,7 @@ def _find(name: str, source: str) -> Path | None:
     return cached_folder(name)
 
 
-def _encoder(spec: Spec, place: Path) -> nn.Module:
+def _encoder(spec: BackboneSpec, place: Path) -> nn.Module:
     with torch.device("meta"):
         empty = spec.build(spec.config)
     cls, expected = type(empty), empty.state_dict()
@@ -136,7 +153,9 @@ def _encoder(spec: Spec, place: Path) -> nn.Module:
         raise InputError(
             f"{place}: tensor {shortened(whole[0])} holds whole numbers; take the file without quantisation."
         )
-    found = network_of({n: tuple(t.shape) for n, t in tensors.items()})
+    # Other architectures are read under transformers' names alone.
+    known = network_expected(spec) is not None
+    found = network_of({n: tuple(t.shape) for n, t in tensors.items()}) if known else None
     if found is not None:
         if reason := misfit(found, spec):
             raise InputError(f"{place} is {reason}; choose another file or run: echodistill download {spec.name}")
@@ -185,7 +204,7 @@ def _config(cls: Any, folder: Path) -> Any:
         raise InputError(f"{folder / 'config.json'} cannot be read; download the backbone again.") from error
 
 
-def _projector(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> ImageProjection:
+def _projector(spec: BackboneSpec, tensors: Mapping[str, Tensor], path: Path) -> ImageProjection:
     assert spec.projector is not None
     if flaw := projector_flaw({n: tuple(t.shape) for n, t in tensors.items()}, spec):
         raise InputError(f"{path} holds no projector of {spec.title}: {flaw}; expected {PROJECTOR} of IP-Adapter.")

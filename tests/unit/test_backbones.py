@@ -25,7 +25,7 @@ from transformers import (
 
 from echodistill_core.errors import InputError
 from echodistill_core.perception import backbones, load
-from echodistill_core.perception.backbones import SPECS, TINY_SPECS, Spec, prepare
+from echodistill_core.perception.backbones import SPECS, TINY_SPECS, BackboneSpec, prepare
 from echodistill_core.perception.load import BackboneFiles, load_backbone, load_backbones, tiny_backbone
 
 SIDE = 32
@@ -61,7 +61,7 @@ def model_of(name):
 def small_specs(monkeypatch):
     """The specifications that loading looks up, in small; SPECS here stays the true one."""
     metrics = {
-        name: Spec(name, true.title, SIDE, true.mean, true.std, CLIPModel, SMALL_CLIP, true.features)
+        name: BackboneSpec(name, true.title, SIDE, true.mean, true.std, CLIPModel, SMALL_CLIP, true.features)
         for name, true in SPECS.items()
         if name.startswith("clip-vit")
     }

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, hf_hub_download
+from registries import replace_entry
 
 from echodistill_core.errors import InputError, StorageError
 from echodistill_core.models import download as downloads
@@ -314,7 +315,7 @@ def test_a_broken_transfer_resumes_where_it_stopped(hub, cache, monkeypatch):
 
 
 def test_a_repository_with_only_a_pickle_is_refused_with_a_way_out(hub, cache, monkeypatch):
-    monkeypatch.setitem(HUB, "dino", dataclasses.replace(HUB["dino"], revision="main"))
+    replace_entry(monkeypatch, HUB, "dino", dataclasses.replace(HUB["dino"], revision="main"))
     with pytest.raises(InputError, match=r"facebook/dino-vits16.*pickle \(pytorch_model\.bin\).*convert"):
         plan(["dino"], hub.url, cache)
     assert hub.transfers() == []
@@ -326,7 +327,7 @@ def test_a_missing_file_repository_or_revision_is_named(hub, cache, monkeypatch)
         plan(["sd-turbo"], hub.url, cache)
     with pytest.raises(InputError, match=r"127\.0\.0\.1.*no repository h94/IP-Adapter.*HF_ENDPOINT"):
         plan(["clip"], hub.url, cache)
-    monkeypatch.setitem(HUB, "dino", dataclasses.replace(HUB["dino"], revision="refs/pr/77"))
+    replace_entry(monkeypatch, HUB, "dino", dataclasses.replace(HUB["dino"], revision="refs/pr/77"))
     with pytest.raises(InputError, match="facebook/dino-vits16 but not the revision"):
         plan(["dino"], hub.url, cache)
 

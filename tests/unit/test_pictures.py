@@ -15,7 +15,7 @@ from echodistill_core.miniature.concepts import CONCEPTS, photographs
 from echodistill_core.miniature.judges import load_judges
 from echodistill_core.models.text import clip_tokenizer
 from echodistill_core.perception import load
-from echodistill_core.perception.backbones import SPECS, TINY_SPECS, Spec
+from echodistill_core.perception.backbones import SPECS, TINY_SPECS, BackboneSpec
 from echodistill_core.perception.load import BackboneFiles
 from echodistill_core.reporting import to_pictures
 
@@ -59,7 +59,7 @@ def test_the_placeholder_is_no_part_of_what_clip_reads():
 def small(tmp_path, monkeypatch):
     """A protocol of small random encoders, their folders, and the models themselves."""
     true = SPECS["clip-vit-b-32"]
-    spec = Spec(true.name, true.title, SIDE, true.mean, true.std, CLIPModel, SMALL_CLIP, true.features)
+    spec = BackboneSpec(true.name, true.title, SIDE, true.mean, true.std, CLIPModel, SMALL_CLIP, true.features)
     monkeypatch.setattr(load, "SPECS", {**TINY_SPECS, true.name: spec})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
