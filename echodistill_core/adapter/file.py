@@ -29,7 +29,7 @@ FORMAT_VERSION = "1"
 PREFIX = "diffusion_model."
 SUFFIXES = (".diff", ".diff_b", ".lora_up.weight", ".lora_down.weight")
 TOKEN_KEYS = ("clip_h", "clip_l")
-MOST_CHARACTERS = 1000  # of a placeholder or a class noun
+MAX_CHARACTERS = 1000  # of a placeholder or a class noun
 FLOAT_TYPES = ("F32", "F16", "BF16")
 NOTICE = (
     "Trained on a person's photographs of a particular subject; share it only with the right to. It is a derivative of "
@@ -186,9 +186,9 @@ def read_adapter(path: str | Path) -> Adapter:
     if metadata["role"] not in ("student", "teacher"):
         raise InputError(f"{path} is for the role {quoted(metadata['role'])}; expected student or teacher.")
     for key in ("placeholder", "class_noun"):
-        if len(metadata[key]) > MOST_CHARACTERS:
+        if len(metadata[key]) > MAX_CHARACTERS:
             raise InputError(
-                f"{path}: its {key} has {len(metadata[key])} characters; expected at most {MOST_CHARACTERS}; save it "
+                f"{path}: its {key} has {len(metadata[key])} characters; expected at most {MAX_CHARACTERS}; save it "
                 "again with the program that made it."
             )
     for name, info in header.tensors.items():

@@ -91,7 +91,7 @@ def _decode(path: Path, file: BinaryIO, content: Content | None) -> tuple[Image.
     """`decode` for an open file. Pillow has to be strict. Raises whatever Pillow does."""
     embedded: bytes | png.ProfileError | None = None
     kind = content.readable if content else ""
-    view, embedded = png.without_text(file) if kind == "PNG" else (file, None)
+    view, embedded = png.strip_text(file) if kind == "PNG" else (file, None)
     with Image.open(view, formats=_readable_formats()) as opened:
         _check_size(path, *opened.size)
         if opened.format == "TIFF" and _is_raw(opened):
@@ -102,7 +102,7 @@ def _decode(path: Path, file: BinaryIO, content: Content | None) -> tuple[Image.
         opened.load()
         if kind == "JPEG":
             file.seek(0)
-            damage = jpeg.damage(file.read(jpeg.MAX_BYTES))
+            damage = jpeg.find_damage(file.read(jpeg.MAX_BYTES))
             if damage:
                 raise UnusableError(path, f"it is damaged: {damage}")
         image = _plain_mode(ImageOps.exif_transpose(opened), full_scale, inverted)

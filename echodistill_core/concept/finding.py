@@ -19,11 +19,11 @@ UNDECODED_SUFFIXES = frozenset({".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2
 # Pictures that cameras write beside a video or a raw file, of 160 x 120 pixels.
 _THUMBNAIL_SUFFIXES = frozenset({".thm"})
 
-ODD_NAME = "read for its content, because its name has no picture's ending"
+UNUSUAL_NAME = "read for its content, because its name has no picture's ending"
 
 
 @dataclass(frozen=True)
-class Found:
+class Candidate:
     """A file that was named or found. reason: why it cannot be opened, if so. note: for the user, if there is one."""
 
     path: Path
@@ -31,7 +31,7 @@ class Found:
     note: str = ""
 
 
-def resolve_source(source: str | Path | Sequence[str | Path]) -> list[Found]:
+def resolve_source(source: str | Path | Sequence[str | Path]) -> list[Candidate]:
     """What `source` names, in the order of `find_photographs`, with those that cannot be opened among them.
 
     Raises InputError as `find_photographs` does, but not where a folder holds only such as cannot be opened.
@@ -49,10 +49,10 @@ def resolve_source(source: str | Path | Sequence[str | Path]) -> list[Found]:
         raise InputError(
             f"the photographs at {shortened(error.filename)} cannot be reached: {error.strerror}."
         ) from error
-    return [Found(path) for path in paths]
+    return [Candidate(path) for path in paths]
 
 
-def why_not_a_file(path: Path) -> str:
+def unreadable_reason(path: Path) -> str:
     """Why nothing can be read from `path`, as the end of a sentence; empty for a regular file, links followed."""
     try:
         if path.is_file():
@@ -66,20 +66,20 @@ def why_not_a_file(path: Path) -> str:
     return f"it {why_missing(path)}" if path.is_symlink() else "there is no such file"
 
 
-def _photographs_in(folder: Path) -> list[Found]:
+def _photographs_in(folder: Path) -> list[Candidate]:
     """The photographs of a folder in natural order. Raises InputError if there is no picture among its files."""
     entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
     suffixes = readable_suffixes() | UNDECODED_SUFFIXES | RAW_SUFFIXES
     found = []
     for path in entries:
         if path.suffix.lower() in suffixes:
-            found.append(Found(path, why_not_a_file(path)))
+            found.append(Candidate(path, unreadable_reason(path)))
         elif (
-            not why_not_a_file(path)
+            not unreadable_reason(path)
             and path.suffix.lower() not in _THUMBNAIL_SUFFIXES
             and _is_picture(content_of(path))
         ):
-            found.append(Found(path, note=ODD_NAME))
+            found.append(Candidate(path, note=UNUSUAL_NAME))
     if not found:
         files = sum(not path.is_dir() for path in entries)
         holds = f"holds {files} files, none of them an image" if files else "is empty"
@@ -114,7 +114,7 @@ def _natural_key(path: Path) -> tuple[list[str | int], str]:
 
 def _check_file(path: Path) -> None:
     """Raise InputError unless `path` is a file."""
-    reason = why_not_a_file(path)
+    reason = unreadable_reason(path)
     if not reason:
         return
     name = shortened(path)

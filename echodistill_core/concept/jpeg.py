@@ -40,7 +40,7 @@ class _Frame:
     interval: int = 0  # MCUs between restart markers, 0 for none
 
 
-def damage(data: bytes) -> str | None:
+def find_damage(data: bytes) -> str | None:
     """Why the first picture of a JPEG file's bytes is damaged, as the end of a sentence; None where nothing shows it.
 
     Decodes with Pillow as it is set: ImageFile.LOAD_TRUNCATED_IMAGES has to be False.
@@ -67,7 +67,7 @@ def damage(data: bytes) -> str | None:
             body = data[position + 2 : position + length]
             position += length
             if marker != 0xDA:
-                _read(frame, marker, body)
+                _read_segment(frame, marker, body)
                 continue
             end = _end_of_scan(data, position)
             if end is None:
@@ -84,7 +84,7 @@ def damage(data: bytes) -> str | None:
     return None
 
 
-def _read(frame: _Frame, marker: int, body: bytes) -> None:
+def _read_segment(frame: _Frame, marker: int, body: bytes) -> None:
     """Take in what a segment declares. Raises IndexError where it is too short."""
     if marker in _FRAMES:
         frame.kind = marker

@@ -18,7 +18,7 @@ from ..messages import shortened
 from .decoding import MAX_PIXELS as MAX_PIXELS
 from .decoding import MIN_SIDE as MIN_SIDE
 from .decoding import UnusableError, decode
-from .finding import resolve_source, why_not_a_file
+from .finding import resolve_source, unreadable_reason
 
 CROPS = ("center", "squash")
 
@@ -128,7 +128,7 @@ def to_square(image: Image.Image, size: int, crop: str) -> Tensor:
 
 def _load(path: Path) -> tuple[Photograph, list[str]]:
     """`load_photograph` with its notes returned. Raises UnusableError."""
-    reason = why_not_a_file(path)  # before it is opened: reading a named pipe would wait for ever
+    reason = unreadable_reason(path)  # before it is opened: reading a named pipe would wait for ever
     if reason:
         raise UnusableError(path, reason)
     image, notes = decode(path)

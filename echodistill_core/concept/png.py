@@ -15,14 +15,14 @@ MAX_METADATA = 1_000_000  # bytes inflated, of Exif data or XMP: less than Pillo
 MAX_PROFILE = 16_000_000  # bytes inflated, of a colour profile; the largest in use hold some 3 MB
 
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
-_TURNING = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
+_ORIENTATION = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
 
 
 class ProfileError(ValueError):
     """A colour profile that cannot be taken out of its file; worded as the end of a sentence."""
 
 
-def without_text(file: BinaryIO) -> tuple[BinaryIO, bytes | ProfileError | None]:
+def strip_text(file: BinaryIO) -> tuple[BinaryIO, bytes | ProfileError | None]:
     """A view of an open PNG file without text, colour profile and oversized Exif data; and the profile's bytes.
 
     The profile is None where there is none, and an error where it cannot be inflated to at most MAX_PROFILE bytes.
@@ -52,7 +52,7 @@ def without_text(file: BinaryIO) -> tuple[BinaryIO, bytes | ProfileError | None]
         position = after
         if kind == b"IEND":
             break
-    return io.BufferedReader(_Pieces(file, pieces)), profile
+    return io.BufferedReader(_FileSegments(file, pieces)), profile
 
 
 def _is_oversized(file: BinaryIO, kind: bytes, length: int, kept: set[bytes]) -> bool:
@@ -62,7 +62,7 @@ def _is_oversized(file: BinaryIO, kind: bytes, length: int, kept: set[bytes]) ->
     if kind not in _TEXT:
         return False
     keyword = file.read(min(length, 80)).partition(b"\0")[0]
-    if keyword not in _TURNING or keyword in kept or length > MAX_METADATA:
+    if keyword not in _ORIENTATION or keyword in kept or length > MAX_METADATA:
         return True
     file.seek(-min(length, 80), io.SEEK_CUR)
     data = file.read(length)[len(keyword) + 1 :]
@@ -93,7 +93,7 @@ def _inflated(data: bytes, limit: int) -> bytes | None:
     return found if inflater.eof and len(found) <= limit else None
 
 
-class _Pieces(io.RawIOBase):
+class _FileSegments(io.RawIOBase):
     """Stretches of an open file, one after the other, as one file. pieces: (start, end) in bytes of the file."""
 
     def __init__(self, file: BinaryIO, pieces: list[tuple[int, int]]) -> None:

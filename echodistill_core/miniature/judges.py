@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel, ResNetConfig, ResNetForImageClas
 from ..models.embedded import embedded_folder
 from ..perception.backbones import CLIP, IMAGENET, Backbone, BackboneSpec, normalised, vit, vit_features
 from ..perception.load import load_backbone
-from .tokens import cut_tokenizer
+from .tokens import reduced_tokenizer
 from .world import COLORS, CONTEXTS, EMBLEMS, PATTERNS, SHAPES, Scene
 
 # What a scene is judged by: name -> its possible values, and how a scene says which.
@@ -40,7 +40,7 @@ IDENTITY = BackboneSpec(
 
 def image_text_config() -> CLIPConfig:
     """The judge of picture and text: CLIP in small, reading the world's words."""
-    tokenizer = cut_tokenizer()
+    tokenizer = reduced_tokenizer()
     common = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4}
     return CLIPConfig(
         vision_config={**common, "num_hidden_layers": 4, "patch_size": 8, "image_size": 64},
@@ -101,7 +101,7 @@ class Judges:
 
     def image_text_text(self, prompts: Sequence[str]) -> Tensor:
         """Text features (B, 64) in the space shared with images."""
-        tokens = cut_tokenizer()(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        tokens = reduced_tokenizer()(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
         with torch.no_grad():
             pooled = self.clip.text_model(tokens.input_ids.to(self.clip.device)).pooler_output
             return self.clip.text_projection(pooled)

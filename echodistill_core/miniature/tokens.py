@@ -17,7 +17,7 @@ _WORDS = (*SHAPES, *COLORS, *EMBLEMS, *" ".join(CONTEXTS.values()).split(), *_OT
 
 
 @lru_cache(maxsize=1)
-def cut_tokenizer() -> CLIPTokenizer:
+def reduced_tokenizer() -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer with the merges that the world's words need, and no others.
 
     It reads any text: words it does not know fall apart into letters.

@@ -28,7 +28,7 @@ from huggingface_hub.utils import (
 )
 
 from ..errors import EchoDistillError, InputError, StorageError
-from .hub import HUB, HubFiles, cached_file, cached_folder, choices, expand
+from .hub import HUB, HubFiles, cached_file, cached_folder, expand, matching_files
 
 # A host that swallows packets would otherwise be waited for as long as the operating system likes.
 TIMEOUT_S = 10.0
@@ -63,21 +63,21 @@ def plan(names: Iterable[str], endpoint: str | None = None, cache_dir: str | Pat
     Raises InputError for an unknown name, a hub that cannot be reached or lacks a repository, and a repository that
     has its weights only as a pickle.
     """
-    url = _checked(endpoint)
+    url = _checked_endpoint(endpoint)
     planned = []
     for name in expand(names):
         entry = HUB[name]
-        with _one_sentence(url, entry.repo, cache_dir):
+        with _explaining_errors(url, entry.repo, cache_dir):
             info = HfApi(endpoint=url).model_info(
                 entry.repo, revision=entry.revision, files_metadata=True, timeout=TIMEOUT_S
             )
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-        here = {file for file in sizes if _is_here(name, file, sizes[file], info.sha, cache_dir)}
+        here = {file for file in sizes if _is_cached(name, file, sizes[file], info.sha, cache_dir)}
         needed: dict[str, None] = {}
         for wanted in entry.files:
-            found = choices(wanted, sizes)
+            found = matching_files(wanted, sizes)
             if not found:
-                raise _absent(url, entry, wanted, sizes)
+                raise _missing_file(url, entry, wanted, sizes)
             # Full precision that is here already beats half precision that is not.
             needed.update(dict.fromkeys(next((files for files in found if here.issuperset(files)), found[0])))
         planned += [PlannedFile(name, entry.repo, file, sizes[file], entry.licence, file in here) for file in needed]
@@ -113,10 +113,10 @@ def download(
     Raises InputError where the hub cannot be reached or lacks a file, StorageError where the files cannot be written.
     What was complete before an error is kept.
     """
-    url = _checked(endpoint)
+    url = _checked_endpoint(endpoint)
     _check_space(sum(f.size_bytes for f in planned if not f.cached), cache_dir)
     for f in planned:
-        with _one_sentence(url, f.repo, cache_dir):
+        with _explaining_errors(url, f.repo, cache_dir):
             # Files already here too: for those the hub is only asked whether they are still the current ones.
             hf_hub_download(
                 f.repo,
@@ -146,7 +146,7 @@ def _cache(cache_dir: str | Path | None) -> Path:
     return Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser().absolute()
 
 
-def _is_here(name: str, file: str, size: int, commit: str | None, cache_dir: str | Path | None) -> bool:
+def _is_cached(name: str, file: str, size: int, commit: str | None, cache_dir: str | Path | None) -> bool:
     """Whether the cache has this file at this size (0: any), in this commit or as the branch was when last asked.
 
     A branch often moves on by a commit that leaves the file alone; download() then links it anew without a transfer.
@@ -169,7 +169,7 @@ def _check_space(needed: int, cache_dir: str | Path | None) -> None:
         )
 
 
-def _checked(endpoint: str | None) -> str:
+def _checked_endpoint(endpoint: str | None) -> str:
     """The endpoint's URL without a slash at its end. Raises InputError where it is no http(s) URL."""
     url = (endpoint or constants.ENDPOINT).rstrip("/")
     try:
@@ -182,7 +182,7 @@ def _checked(endpoint: str | None) -> str:
     return url
 
 
-def _absent(url: str, entry: HubFiles, wanted: str, present: Iterable[str]) -> InputError:
+def _missing_file(url: str, entry: HubFiles, wanted: str, present: Iterable[str]) -> InputError:
     """Why a needed entry has no match: the weights are there only as a pickle, or not at all."""
     plain = PurePosixPath(wanted.split("|")[-1])
     pickles = [p for p in present if PurePosixPath(p).parent == plain.parent and p.endswith(PICKLES)]
@@ -200,7 +200,7 @@ def _absent(url: str, entry: HubFiles, wanted: str, present: Iterable[str]) -> I
 
 
 @contextmanager
-def _one_sentence(url: str, repo: str, cache_dir: str | Path | None) -> Iterator[None]:
+def _explaining_errors(url: str, repo: str, cache_dir: str | Path | None) -> Iterator[None]:
     """Turn whatever the hub's client raises into an InputError or StorageError that says what to do."""
     try:
         yield

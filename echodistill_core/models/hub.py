@@ -40,7 +40,7 @@ class HubFiles:
     revision: str = "main"
 
     @property
-    def plain_file(self) -> str:
+    def anchor_file(self) -> str:
         """A path that every complete copy holds, by which a snapshot is found."""
         return next(entry for entry in self.files if not any(c in entry for c in "*?[|"))
 
@@ -136,7 +136,7 @@ def expand(names: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def choices(entry: str, present: Iterable[str]) -> list[list[str]]:
+def matching_files(entry: str, present: Iterable[str]) -> list[list[str]]:
     """What meets one entry of HubFiles.files among the present paths, best first: one sorted list per alternative.
 
     Alternatives that match nothing are left out, so an empty result says that the entry is not met.
@@ -168,10 +168,10 @@ def cached_folder(name: str, cache_dir: str | Path | None = None) -> Path | None
     if name not in HUB:
         raise InputError(f"there is no hub model named {name!r}{nearest(name, HUB)}; expected one of {', '.join(HUB)}.")
     entry = HUB[name]
-    anchor = cached_file(name, entry.plain_file, cache_dir)
+    anchor = cached_file(name, entry.anchor_file, cache_dir)
     if anchor is None:
         return None
-    folder = anchor.parents[entry.plain_file.count("/")]
+    folder = anchor.parents[entry.anchor_file.count("/")]
     # A snapshot holds links into the cache's blobs; is_file is false for one whose blob was deleted.
     present = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return folder if all(choices(needed, present) for needed in entry.files) else None
+    return folder if all(matching_files(needed, present) for needed in entry.files) else None

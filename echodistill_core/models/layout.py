@@ -158,17 +158,17 @@ TEXT_ROOTS = (
 _OPEN_CLIP_PARTS = {there: here for here, there in (_OPEN_CLIP_LAYER | _OPEN_CLIP_ENDS).items()}
 
 
-def text_in(checkpoint: Mapping[str, Tensor]) -> dict[str, str]:
+def find_text_tensors(checkpoint: Mapping[str, Tensor]) -> dict[str, str]:
     """The tensors below `TEXT_ROOTS`: name in the checkpoint -> name without what stands before the encoder."""
     result = {}
     for name in checkpoint:
         root = next((r for r in TEXT_ROOTS if name.startswith(r)), "" if name.startswith("text_model.") else None)
         if root is not None:
-            result[name] = bare_text_name(name.removeprefix(root))
+            result[name] = strip_text_modules(name.removeprefix(root))
     return result
 
 
-def bare_text_name(name: str) -> str:
+def strip_text_modules(name: str) -> str:
     """A text encoder's name without the modules around the encoder, in transformers' names or OpenCLIP's."""
     bare = name.removeprefix("model.")
     if not bare.startswith("transformer.resblocks."):
@@ -181,7 +181,7 @@ def text_from_original(checkpoint: Mapping[str, Tensor], architecture: Architect
 
     Raises InputError as `text_tensors` does.
     """
-    return text_tensors(checkpoint, text_in(checkpoint), architecture, "the checkpoint")[0]
+    return text_tensors(checkpoint, find_text_tensors(checkpoint), architecture, "the checkpoint")[0]
 
 
 def text_tensors(
@@ -196,7 +196,7 @@ def text_tensors(
     tensors: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for name, short in bare.items():
-        here = text_name(short, architecture.text_encoder["num_hidden_layers"])
+        here = transformers_text_name(short, architecture.text_encoder["num_hidden_layers"])
         if here.endswith((".in_proj_weight", ".in_proj_bias")):
             head, _, leaf = here.rpartition(".in_proj_")
             if given[name].ndim == 0 or given[name].shape[0] % 3:
@@ -208,11 +208,13 @@ def text_tensors(
         else:
             found = {here: given[name]} if here else {}
         for key, tensor in found.items():
-            put(tensors, names, key, tensor, name, origin)
+            set_once(tensors, names, key, tensor, name, origin)
     return tensors, names
 
 
-def put(tensors: dict[str, Tensor], names: dict[str, str], key: str, tensor: Tensor, name: str, origin: str) -> None:
+def set_once(
+    tensors: dict[str, Tensor], names: dict[str, str], key: str, tensor: Tensor, name: str, origin: str
+) -> None:
     """Set tensors[key], which the source calls `name`. Raises InputError where it has another value already."""
     if key in tensors and (tensors[key].shape != tensor.shape or not equal(tensors[key], tensor)):
         raise InputError(
@@ -223,7 +225,7 @@ def put(tensors: dict[str, Tensor], names: dict[str, str], key: str, tensor: Ten
         tensors[key], names[key] = tensor, name
 
 
-def text_name(bare: str, layers: int) -> str:
+def transformers_text_name(bare: str, layers: int) -> str:
     """transformers' name, "" for what is not read; OpenCLIP's joined queries, keys and values keep their last part."""
     parts = bare.split(".")
     open_clip = bare.startswith("transformer.resblocks.")

@@ -84,13 +84,13 @@ def load_family(
     ).freeze()
 
 
-_CALLED = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
+_PART_NAMES = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
 
 
 def _network(checkpoint: Checkpoint, part: str, empty: Module) -> Module:
     """One part of a checkpoint as a network. Raises InputError as `assemble` does, and for NaN and infinity."""
     tensors: StateDict = getattr(checkpoint, part)
-    origin = f"{_CALLED[part]} of {checkpoint.origin}"
+    origin = f"{_PART_NAMES[part]} of {checkpoint.origin}"
     network = assemble(empty, tensors, origin)
     check_finite(tensors, checkpoint.names.get(part, {}), origin)
     return network

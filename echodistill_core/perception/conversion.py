@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .layouts import OPEN_CLIP, TIMM, Network, own_name
+from .layouts import OPEN_CLIP, TIMM, Network, normalised_name
 
 
 def in_transformers_names(tensors: Mapping[str, Tensor], network: Network, with_text: bool) -> dict[str, Tensor]:
@@ -17,7 +17,7 @@ def in_transformers_names(tensors: Mapping[str, Tensor], network: Network, with_
     Fused queries, keys and values come apart as views; OpenCLIP's projections are transposed.
     """
     prefix = network.prefix
-    own = {own_name(n, prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    own = {normalised_name(n, prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     if network.layout == OPEN_CLIP:
         own = _from_open_clip(own)
     elif network.layout == TIMM:

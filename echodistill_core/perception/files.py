@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..models.checkpoint import weights_in
 from ..tensorfile import read_header, read_tensors
 from .backbones import SPECS, BackboneSpec
-from .layouts import Shapes, misfit, network_expected, network_of
+from .layouts import Shapes, network_expected, network_mismatch, network_of
 
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
@@ -38,10 +38,10 @@ def backbone_of(shapes: Shapes, called: str = "", specs: Mapping[str, BackboneSp
     called: the file's name, with folders where they say something. It decides nothing but between trainings of equal
     networks: an OpenCLIP ViT-B/32 called laion2B is not OpenAI's.
     """
-    return next((name for name, spec in specs.items() if not why_not(shapes, spec, called)), None)
+    return next((name for name, spec in specs.items() if not mismatch_reason(shapes, spec, called)), None)
 
 
-def why_not(shapes: Shapes, spec: BackboneSpec, called: str = "") -> str:
+def mismatch_reason(shapes: Shapes, spec: BackboneSpec, called: str = "") -> str:
     """Why a file with tensors of these shapes is not this backbone, as what it is instead; "" if it is.
 
     called: as in `backbone_of`.
@@ -53,7 +53,7 @@ def why_not(shapes: Shapes, spec: BackboneSpec, called: str = "") -> str:
         network = network_of(shapes)
         if network is None:
             return f"no image encoder in a layout known here, expected {spec.title}"
-        if reason := misfit(network, spec):
+        if reason := network_mismatch(network, spec):
             return reason
     other = _search(spec.other_trainings, called)
     return "" if other is None else f"by its name ({other[0]}) another training, expected {spec.title}"
@@ -81,7 +81,7 @@ def projector_name(name: str) -> str:
     return _PROJECTOR_NAMES.get(name, "")
 
 
-def projector_flaw(shapes: Shapes, spec: BackboneSpec) -> str:
+def projector_mismatch(shapes: Shapes, spec: BackboneSpec) -> str:
     """What a file with tensors of these shapes lacks of the image projector after this backbone; "" for nothing."""
     assert spec.projector is not None
     with torch.device("meta"):
@@ -98,7 +98,7 @@ def choose_projector(name: str, candidates: Iterable[Path]) -> Path | None:
 
 def _holds_projector(path: Path, spec: BackboneSpec) -> bool:
     try:
-        return not projector_flaw(_shapes(path), spec)
+        return not projector_mismatch(_shapes(path), spec)
     except InputError:
         return False
 
@@ -131,7 +131,7 @@ def choose(name: str, candidates: Iterable[tuple[Path, str]]) -> tuple[Path | No
     """
     reasons: list[str] = []
     for path, called in sorted(candidates, key=lambda one: -rank(name, one[1])):
-        reason = _flaw(path, SPECS[name], called)
+        reason = _candidate_mismatch(path, SPECS[name], called)
         if not reason:
             return path, reasons
         if rank(name, called):
@@ -139,16 +139,16 @@ def choose(name: str, candidates: Iterable[tuple[Path, str]]) -> tuple[Path | No
     return None, reasons
 
 
-def _flaw(path: Path, spec: BackboneSpec, called: str) -> str:
+def _candidate_mismatch(path: Path, spec: BackboneSpec, called: str) -> str:
     place = encoder_in(path, spec)
     try:
-        reason = why_not(shapes_in(place), spec, called)
-        return f"{path} is {reason}" if reason else activation_flaw(place, spec)
+        reason = mismatch_reason(shapes_in(place), spec, called)
+        return f"{path} is {reason}" if reason else activation_mismatch(place, spec)
     except InputError as error:
         return str(error).rstrip(".")
 
 
-def activation_flaw(place: Path, spec: BackboneSpec) -> str:
+def activation_mismatch(place: Path, spec: BackboneSpec) -> str:
     """A clause where the configuration beside a CLIP's weights has another activation than the backbone; "" otherwise.
 
     CLIP was trained with GELU and with QuickGELU in equal shapes, so that nothing in the weights tells them apart.

@@ -116,7 +116,7 @@ def network_of(shapes: Shapes) -> Network | None:
     if not found:
         return None
     prefix, anchor = found[0]
-    own = {own_name(n, prefix): shape for n, shape in shapes.items() if n.startswith(prefix)}
+    own = {normalised_name(n, prefix): shape for n, shape in shapes.items() if n.startswith(prefix)}
     patch = own[anchor]
     if len(patch) != 4:
         return None
@@ -159,7 +159,7 @@ def network_expected(spec: BackboneSpec) -> Network | None:
     )
 
 
-def misfit(found: Network, spec: BackboneSpec) -> str:
+def network_mismatch(found: Network, spec: BackboneSpec) -> str:
     """Why the network is not the one that a backbone is made of, for a sentence; "" where it is.
 
     For instance "OpenCLIP's CLIP ViT-L/14 at 224 pixels, expected CLIP ViT-H/14 ...: width 1024 instead of 1280".
@@ -209,6 +209,6 @@ def _first(own: Shapes, *names: str) -> tuple[int, ...]:
     return next((own[name] for name in names if own.get(name)), (0,))
 
 
-def own_name(name: str, prefix: str) -> str:
+def normalised_name(name: str, prefix: str) -> str:
     """A tensor's name in a network whose names begin with `prefix`, blocks counted through."""
     return _GROUPED_BLOCK.sub(r"blocks.\1.", name.removeprefix(prefix))

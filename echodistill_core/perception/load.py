@@ -26,8 +26,8 @@ from ..settings import nearest
 from ..tensorfile import read_tensors
 from .backbones import MINIATURE_SPECS, SPECS, TINY_SPECS, Backbone, BackboneSpec
 from .conversion import in_transformers_names
-from .files import PROJECTOR, activation_flaw, encoder_in, projector_flaw, projector_name, tensors_in
-from .layouts import TIMM, TRANSFORMERS, misfit, network_expected, network_of
+from .files import PROJECTOR, activation_mismatch, encoder_in, projector_mismatch, projector_name, tensors_in
+from .layouts import TIMM, TRANSFORMERS, network_expected, network_mismatch, network_of
 
 # Of timm's and Meta's layer norms, which DINO was trained with; transformers' ViT has 1e-12 in its published folder.
 TIMM_EPS = 1e-6
@@ -157,7 +157,7 @@ def _encoder(spec: BackboneSpec, place: Path) -> nn.Module:
     known = network_expected(spec) is not None
     found = network_of({n: tuple(t.shape) for n, t in tensors.items()}) if known else None
     if found is not None:
-        if reason := misfit(found, spec):
+        if reason := network_mismatch(found, spec):
             raise InputError(f"{place} is {reason}; choose another file or run: echodistill download {spec.name}")
         tensors = in_transformers_names(tensors, found, with_text=isinstance(spec.config, CLIPConfig))
     if place.is_dir() and (found is None or found.layout == TRANSFORMERS):
@@ -166,8 +166,8 @@ def _encoder(spec: BackboneSpec, place: Path) -> nn.Module:
         config = copy.deepcopy(spec.config)
         if found is not None and found.layout == TIMM:
             config.layer_norm_eps = TIMM_EPS
-    if flaw := activation_flaw(place, spec):
-        raise InputError(f"{flaw}; choose another file or run: echodistill download {spec.name}")
+    if reason := activation_mismatch(place, spec):
+        raise InputError(f"{reason}; choose another file or run: echodistill download {spec.name}")
     # The file's precision, whatever the configuration says; some versions of transformers load as float32 even so.
     config.dtype = dtype = _precision(tensors)
     # transformers, not load_state_dict: it knows the names that these tensors had in its earlier versions.
@@ -206,8 +206,8 @@ def _config(cls: Any, folder: Path) -> Any:
 
 def _projector(spec: BackboneSpec, tensors: Mapping[str, Tensor], path: Path) -> ImageProjection:
     assert spec.projector is not None
-    if flaw := projector_flaw({n: tuple(t.shape) for n, t in tensors.items()}, spec):
-        raise InputError(f"{path} holds no projector of {spec.title}: {flaw}; expected {PROJECTOR} of IP-Adapter.")
+    if reason := projector_mismatch({n: tuple(t.shape) for n, t in tensors.items()}, spec):
+        raise InputError(f"{path} holds no projector of {spec.title}: {reason}; expected {PROJECTOR} of IP-Adapter.")
     with torch.device("meta"):
         projector = ImageProjection(**spec.projector)
     projector.load_state_dict({projector_name(n): t for n, t in tensors.items() if projector_name(n)}, assign=True)

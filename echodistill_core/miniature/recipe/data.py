@@ -24,7 +24,7 @@ Draw = Callable[[np.random.Generator], list[tuple[Scene, str]]]
 
 
 @dataclass(frozen=True)
-class Pictures:
+class CaptionedImages:
     """pixels: uint8 (N, 3, 64, 64), memory-mapped. captions: N strings. scenes: what the pictures show."""
 
     pixels: Tensor
@@ -36,7 +36,7 @@ class Pictures:
         return to_unit(self.pixels[index].to(device))
 
 
-def pictures(folder: Path, count: int, seed: int, *, wide: bool) -> Pictures:
+def load_images(folder: Path, count: int, seed: int, *, wide: bool) -> CaptionedImages:
     """`count` captioned scenes of pretraining, from the folder if they are there, otherwise rendered into it.
 
     wide: more varied ones, for networks that have to know what they may meet.
@@ -45,7 +45,7 @@ def pictures(folder: Path, count: int, seed: int, *, wide: bool) -> Pictures:
     return _rendered(folder / name, partial(one_scene, wide=wide), count, seed)
 
 
-def pairs(folder: Path, count: int, seed: int, *, all_colors: bool) -> Pictures:
+def load_pairs(folder: Path, count: int, seed: int, *, all_colors: bool) -> CaptionedImages:
     """2 * `count` pictures: at 2 i and 2 i + 1 stands one subject in two contexts.
 
     all_colors: with the pairs of colours that pretraining never sees; for judges only.
@@ -77,7 +77,7 @@ def draw_scenes(draw: Draw, count: int, seed: int) -> list[tuple[Scene, str]]:
     return drawn
 
 
-def _rendered(path: Path, draw: Draw, count: int, seed: int) -> Pictures:
+def _rendered(path: Path, draw: Draw, count: int, seed: int) -> CaptionedImages:
     pixels_path = path.with_suffix(".npy")
     drawn = draw_scenes(draw, count, seed)
     if not pixels_path.is_file():
@@ -89,4 +89,4 @@ def _rendered(path: Path, draw: Draw, count: int, seed: int) -> Pictures:
         with replacing(pixels_path) as temporary, temporary.open("wb") as file:
             np.save(file, np.concatenate(parts), allow_pickle=False)
     pixels = np.load(pixels_path, mmap_mode="c", allow_pickle=False)
-    return Pictures(torch.from_numpy(pixels), [text for _, text in drawn], [scene for scene, _ in drawn])
+    return CaptionedImages(torch.from_numpy(pixels), [text for _, text in drawn], [scene for scene, _ in drawn])

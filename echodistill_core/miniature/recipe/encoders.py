@@ -22,10 +22,10 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection,
 
 from ...perception.backbones import CLIP, IMAGENET, MINIATURE_SPECS, Backbone, new_backbone, normalised, prepare
 from ..judges import ATTRIBUTES, IDENTITY, attributes_config, image_text_config, split_logits
-from ..tokens import cut_tokenizer
+from ..tokens import reduced_tokenizer
 from ..world import caption
-from .data import Pictures
-from .stage import Losses, adam, descend, precision, train
+from .data import CaptionedImages
+from .stage import Losses, adam, optimizer_step, precision, train
 
 BATCH = 128
 LEARNING_RATE = 2e-3
@@ -42,7 +42,7 @@ class ImageText(nn.Module):
         super().__init__()
         self.backbone = backbone
         width = int(backbone.spec.config.projection_dim)
-        vocabulary = cut_tokenizer()
+        vocabulary = reduced_tokenizer()
         self.text = CLIPTextModelWithProjection(
             CLIPTextConfig(
                 vocab_size=len(vocabulary),
@@ -59,7 +59,9 @@ class ImageText(nn.Module):
         self.from_tokens = nn.Linear(backbone.width, width)
 
 
-def train_backbone(name: str, path: Path, data: Pictures, steps: int, seed: int, device: torch.device) -> Backbone:
+def train_backbone(
+    name: str, path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device
+) -> Backbone:
     """Train the backbone of this name ("dino", "dinov2", "clip") on pairs of pictures; see `train`."""
     torch.manual_seed(seed)
     backbone = new_backbone(MINIATURE_SPECS[name]).to(device).requires_grad_(True)
@@ -69,7 +71,14 @@ def train_backbone(name: str, path: Path, data: Pictures, steps: int, seed: int,
 
 
 def train_identity(
-    backbone: Backbone, path: Path, data: Pictures, steps: int, seed: int, device: torch.device, *, same_picture: bool
+    backbone: Backbone,
+    path: Path,
+    data: CaptionedImages,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    *,
+    same_picture: bool,
 ) -> Backbone:
     """Contrastive learning (SimCLR's NT-Xent) on two crops of one picture, or on two pictures of one subject."""
     optimizer = adam([backbone], LEARNING_RATE)
@@ -83,7 +92,7 @@ def train_identity(
             a = backbone(crops(first, generator, smallest))
             b = backbone(crops(second, generator, smallest))
         loss = nt_xent(a, b, TEMPERATURE)
-        descend(loss, optimizer)
+        optimizer_step(loss, optimizer)
         return {"loss": loss.detach()}
 
     average = train(path, backbone, {"backbone": optimizer}, step, steps=steps, seed=seed)
@@ -91,7 +100,9 @@ def train_identity(
     return average
 
 
-def _train_clip(model: ImageText, path: Path, data: Pictures, steps: int, seed: int, device: torch.device) -> Backbone:
+def _train_clip(
+    model: ImageText, path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device
+) -> Backbone:
     ids = clip_ids(data.captions)
     for network in (model.backbone.encoder, model.text):
         network.set_attn_implementation("eager")  # type: ignore[operator]
@@ -106,7 +117,7 @@ def _train_clip(model: ImageText, path: Path, data: Pictures, steps: int, seed: 
             assert model.backbone.projector is not None
             tokens = model.from_tokens(model.backbone.projector(image).flatten(1))
         loss = contrastive(image.float(), text.float()) + contrastive(tokens.float(), text.float())
-        descend(loss, optimizer)
+        optimizer_step(loss, optimizer)
         return {"loss": loss.detach()}
 
     average = train(path, model, {"clip": optimizer}, step, steps=steps, seed=seed)
@@ -114,7 +125,7 @@ def _train_clip(model: ImageText, path: Path, data: Pictures, steps: int, seed: 
     return average.backbone
 
 
-def train_judge_clip(path: Path, data: Pictures, steps: int, seed: int, device: torch.device) -> CLIPModel:
+def train_judge_clip(path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device) -> CLIPModel:
     """Train the judge of text and picture; see `train`."""
     torch.manual_seed(seed)
     model = CLIPModel(image_text_config()).to(device)
@@ -132,7 +143,7 @@ def train_judge_clip(path: Path, data: Pictures, steps: int, seed: int, device: 
         with precision(device):
             out = model(pixel_values=normalised(x, 64, CLIP), input_ids=ids[which, index].to(device))
         loss = contrastive(out.image_embeds.float(), out.text_embeds.float())
-        descend(loss, optimizer)
+        optimizer_step(loss, optimizer)
         return {"loss": loss.detach()}
 
     average = train(path, model, {"clip": optimizer}, step, steps=steps, seed=seed)
@@ -141,7 +152,7 @@ def train_judge_clip(path: Path, data: Pictures, steps: int, seed: int, device: 
 
 
 def train_judge_attributes(
-    path: Path, data: Pictures, steps: int, seed: int, device: torch.device
+    path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device
 ) -> ResNetForImageClassification:
     """Train the classifier of shape, colours, pattern, emblem and context; see `train`."""
     torch.manual_seed(seed)
@@ -158,7 +169,7 @@ def train_judge_attributes(
         with precision(device):
             logits = split_logits(model(normalised(x, 64, IMAGENET)).logits)
         losses = {name: F.cross_entropy(logits[name].float(), labels[name][index].to(device)) for name in labels}
-        descend(torch.stack(list(losses.values())).sum(), optimizer)
+        optimizer_step(torch.stack(list(losses.values())).sum(), optimizer)
         return {name: loss.detach() for name, loss in losses.items()}
 
     model.train()
@@ -169,7 +180,7 @@ def train_judge_attributes(
 
 def clip_ids(captions: list[str]) -> Tensor:
     """Token ids (N, 77) by the small tokenizer."""
-    return cut_tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return reduced_tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def crops(x: Tensor, generator: torch.Generator, smallest: float) -> Tensor:
@@ -213,7 +224,7 @@ def contrastive(image: Tensor, text: Tensor, temperature: float = 0.07) -> Tenso
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def train_judge_identity(path: Path, data: Pictures, steps: int, seed: int, device: torch.device) -> Backbone:
+def train_judge_identity(path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device) -> Backbone:
     """Train the judge of identity on pairs of photographs of one subject; see `train`."""
     torch.manual_seed(seed)
     backbone = new_backbone(IDENTITY).to(device).requires_grad_(True)

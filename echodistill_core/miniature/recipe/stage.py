@@ -57,7 +57,7 @@ def train(
 
     path: checkpoint file, written every minute and at the end, from which the stage resumes.
     ema: decay of the average. Rates that fall to zero average by themselves; a long memory would only lag behind.
-    step: makes one step of the optimizers (`descend`) given its number and generator, and returns the losses to report.
+    step: makes one step of the optimizers (`optimizer_step`) given its number and generator, and returns the losses to report.
         The loop sets their learning rates, which rise for 100 steps and fall to zero along a cosine.
     others: further modules that change, for the checkpoint.
     """
@@ -78,14 +78,14 @@ def train(
             pace = (now - began) / (number + 1 - start)
             text = "  ".join(f"{name} {float(value):.4f}" for name, value in losses.items())
             left = f"{pace:.2f} s a step, {pace * (steps - number - 1) / 60:.1f} min left"
-            say(f"{path.stem} {number + 1}/{steps}  {text}  {left}")
+            log_progress(f"{path.stem} {number + 1}/{steps}  {text}  {left}")
         if now - saved > CHECKPOINT_SECONDS or number + 1 == steps:
             saved = now
             _save(path, kept, optimizers, number + 1)
     return average.module.eval().requires_grad_(False)
 
 
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 1.0) -> None:
+def optimizer_step(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 1.0) -> None:
     """One step of the optimizer down the loss, with the gradient's norm limited."""
     optimizer.zero_grad(set_to_none=True)
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
@@ -121,6 +121,6 @@ def _load(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str,
     return int(state["step"])
 
 
-def say(text: str) -> None:
+def log_progress(text: str) -> None:
     """Print a line of progress to standard error."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ...diffusion import guided, timesteps_like, trailing_timesteps
 from ...files import replacing
-from .stage import Losses, adam, descend, precision, step_generator, train
+from .stage import Losses, adam, optimizer_step, precision, step_generator, train
 from .teacher import CaptionedDenoiser, schedule
 
 GUIDANCE = 3.0
@@ -140,19 +140,23 @@ def train_student(
             z = noise_schedule.to_x0(prediction.float(), noise, t)
             mse = F.mse_loss(z, target)
             if number < CRITIC_FROM * steps:
-                descend(mse, optimizers["student"])
+                optimizer_step(mse, optimizers["student"])
                 return {"mse": mse.detach()}
-            fool = -critic(z, text).float().mean()
-        descend(mse + ADVERSARIAL_WEIGHT * fool, optimizers["student"])
-        return {"mse": mse.detach(), "fool": fool.detach(), "critic": tell_apart(z.detach(), text, generator)}
+            adversarial = -critic(z, text).float().mean()
+        optimizer_step(mse + ADVERSARIAL_WEIGHT * adversarial, optimizers["student"])
+        return {
+            "mse": mse.detach(),
+            "adversarial": adversarial.detach(),
+            "critic": critic_step(z.detach(), text, generator),
+        }
 
-    def tell_apart(made: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+    def critic_step(made: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
         """One step of the critic on the student's latents and as many real ones; returns its hinge loss."""
         index = torch.randint(len(real), (BATCH,), generator=generator)
         with precision(device):
             hinge = F.relu(1 - critic(real[index].to(device), read(real_ids[index])).float()).mean()
             hinge = hinge + F.relu(1 + critic(made, text).float()).mean()
-        descend(hinge, optimizers["critic"])
+        optimizer_step(hinge, optimizers["critic"])
         return hinge.detach()
 
     average = train(path, student, optimizers, step, steps=steps, seed=SEED, others={"critic": critic})

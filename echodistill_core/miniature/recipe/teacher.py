@@ -20,8 +20,8 @@ from ...models.architectures import MINIATURE
 from ...models.assemble import empty_text_encoder
 from ...models.checkpoint import schedule_of
 from ...models.text import TextEncoder, clip_tokenizer
-from .data import Pictures
-from .stage import Losses, adam, descend, precision, train
+from .data import CaptionedImages
+from .stage import Losses, adam, optimizer_step, precision, train
 
 UNCONDITIONAL_SHARE = 0.1  # of the captions are emptied, for classifier-free guidance
 SEED = 21
@@ -71,7 +71,7 @@ def schedule() -> NoiseSchedule:
 
 
 @torch.no_grad()
-def encode_all(path: Path, vae: AutoencoderKL, data: Pictures, device: torch.device) -> Tensor:
+def encode_all(path: Path, vae: AutoencoderKL, data: CaptionedImages, device: torch.device) -> Tensor:
     """Latents (N, 8, 8, 8), float32, of all pictures: the posterior's mean times the VAE's factor; kept in `path`."""
     if not path.is_file():
         parts = []
@@ -139,7 +139,7 @@ def train_cycle(
         with precision(device):
             prediction = model(noise_schedule.add_noise(z, noise, t), t, tokens)
         loss = F.mse_loss(prediction.float(), noise_schedule.target(z, noise, t))
-        descend(loss, optimizer)
+        optimizer_step(loss, optimizer)
         return {"loss": loss.detach()}
 
     average = train(path, model, {"teacher": optimizer}, step, steps=steps, seed=cycle.seed)

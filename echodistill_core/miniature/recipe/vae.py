@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ...models.architectures import MINIATURE
-from .data import Pictures
-from .stage import Losses, adam, descend, precision, train
+from .data import CaptionedImages
+from .stage import Losses, adam, optimizer_step, precision, train
 
 BATCH = 24
 LEARNING_RATE = 1e-3
@@ -19,7 +19,7 @@ KL_WEIGHT = 1e-4  # of the mean over latents; holds their variance near 1 and co
 SEED = 11
 
 
-def train_vae(path: Path, data: Pictures, steps: int, device: torch.device) -> AutoencoderKL:
+def train_vae(path: Path, data: CaptionedImages, steps: int, device: torch.device) -> AutoencoderKL:
     """Train the VAE on mean squared error (its PSNR is what it is judged by) with a little KL; see `train`."""
     torch.manual_seed(SEED)
     vae = AutoencoderKL(**MINIATURE.vae).to(device)
@@ -33,7 +33,7 @@ def train_vae(path: Path, data: Pictures, steps: int, device: torch.device) -> A
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         mse = F.mse_loss(decoded.float(), x)
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        descend(mse + KL_WEIGHT * kl, optimizer)
+        optimizer_step(mse + KL_WEIGHT * kl, optimizer)
         return {"psnr": psnr(mse.detach()), "kl": kl.detach()}
 
     average = train(path, vae, {"vae": optimizer}, step, steps=steps, seed=SEED, ema=0.0)

@@ -27,7 +27,7 @@ MARKS = (V_MARK, ZERO_SNR_MARK)
 
 
 @dataclass(frozen=True)
-class Stated:
+class DeclaredPrediction:
     """What a source states.
 
     prediction: one of diffusion.PREDICTION_TYPES, a word that is none of them, or None where nothing is stated.
@@ -41,7 +41,7 @@ class Stated:
     warnings: tuple[str, ...] = ()
 
 
-def stated_in(metadata: Mapping[str, str], names: Collection[str], origin: str) -> Stated:
+def read_declared(metadata: Mapping[str, str], names: Collection[str], origin: str) -> DeclaredPrediction:
     """What the metadata and the tensors' names of a single file state.
 
     Where they contradict each other, modelspec counts before kohya's ss_ fields, and those before the mark v_pred.
@@ -64,7 +64,7 @@ def stated_in(metadata: Mapping[str, str], names: Collection[str], origin: str) 
         found[f"the tensor {V_MARK}"] = "v_prediction"
     zero_snr = ZERO_SNR_MARK in names or metadata.get("ss_zero_terminal_snr", "").strip().lower() in ("true", "1")
     if not found:
-        return Stated(zero_snr=zero_snr)
+        return DeclaredPrediction(zero_snr=zero_snr)
     where, prediction = next(iter(found.items()))
     others = [f"{place} states {shortened(word)}" for place, word in found.items() if word != prediction]
     warnings: tuple[str, ...] = ()
@@ -73,10 +73,10 @@ def stated_in(metadata: Mapping[str, str], names: Collection[str], origin: str) 
             f"{origin} contradicts itself: {where} states {shortened(prediction)}, but {' and '.join(others)}; "
             f"{shortened(prediction)} is used unless --student-prediction or --teacher-prediction says otherwise.",
         )
-    return Stated(prediction, where, zero_snr, warnings)
+    return DeclaredPrediction(prediction, where, zero_snr, warnings)
 
 
-def settled(stated: Stated, guess: str | None, asked: str, origin: str) -> tuple[str, list[str]]:
+def resolve_prediction(stated: DeclaredPrediction, guess: str | None, asked: str, origin: str) -> tuple[str, list[str]]:
     """(what the UNet is taken to predict, warnings): what was asked for, else what is stated, else the guess.
 
     asked: "auto" or a prediction type. guess: None where nothing was guessed, since the source states it.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from ..messages import listed
-from .stated import MARKS
+from .declared import MARKS
 
 # Names that published checkpoints hold and that change no result, each with the reason.
 HARMLESS = (
@@ -26,13 +26,13 @@ HARMLESS = (
     (r"^loss\.", "the same in a VAE alone"),
     (r"^(global_step|epoch|step|lr|learning_rate)$", "counters of the training"),
     (r"^(optimizer|optimizer_states|lr_schedulers?)\.", "state of the training"),
-    (rf"^(model\.diffusion_model\.)?({'|'.join(MARKS)})$", "marks without values, read by stated.py"),
+    (rf"^(model\.diffusion_model\.)?({'|'.join(MARKS)})$", "marks without values, read by declared.py"),
 )
 _HARMLESS = re.compile("|".join(pattern for pattern, _ in HARMLESS))
 _LAYER = re.compile(r"(?:resblocks|encoder\.layers)\.(\d+)\.")
 
 
-def unread(names: Iterable[str], used: Collection[str], layers: int) -> list[str]:
+def unused(names: Iterable[str], used: Collection[str], layers: int) -> list[str]:
     """The names that are neither used nor harmless.
 
     layers: how many layers of the text encoder are read; later ones (OpenCLIP's last for SD 2.x) are harmless.
@@ -47,9 +47,9 @@ def unread(names: Iterable[str], used: Collection[str], layers: int) -> list[str
     return result
 
 
-def unread_warnings(names: Iterable[str], used: Collection[str], layers: int, origin: str) -> list[str]:
+def unused_warnings(names: Iterable[str], used: Collection[str], layers: int, origin: str) -> list[str]:
     """One sentence naming what nothing reads, or none."""
-    found = unread(names, used, layers)
+    found = unused(names, used, layers)
     if not found:
         return []
     return [
