@@ -1,4 +1,4 @@
-"""The miniature's contexts in pixels: what surrounds the subject, drawn near its usual place or anywhere."""
+"""Renders the miniature's contexts: backgrounds with details near their usual positions or anywhere."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]  # of floats, one for each pixel
-LIGHT = {"night": 0.8, "sunset": 0.97}  # brightness of everything in these contexts; 1 elsewhere
+Array = NDArray[Any]  # floats, one for each pixel
+LIGHT = {"night": 0.8, "sunset": 0.97}  # brightness in these contexts; 1 in all others
 
 
 def background(context: str, x: Array, y: Array, rng: np.random.Generator, *, wide: bool) -> Array:
     """The context without a subject, sRGB (side, side, 3) in 0..1.
 
-    x, y: coordinates in -1..1, right and down. wide: whether what is there may lie anywhere (world.Scene).
+    x, y: coordinates in -1..1, right and down. wide: as in world.Scene.
     """
     return _BACKGROUNDS[context](x, y, _Placement(rng, wide))
 
 
 @dataclass(frozen=True)
 class _Placement:
-    """Draws where things around the subject lie: near their usual places, or anywhere where the scene is wide."""
+    """Random positions of background details: near their usual positions, or anywhere for a wide scene."""
 
     rng: np.random.Generator
     wide: bool
@@ -32,11 +32,11 @@ class _Placement:
         return float(self.rng.uniform(*(wide if self.wide else usual)))
 
     def phase(self, most: float = 1.0) -> float:
-        """Of a wave, in radians."""
+        """Phase of a wave, in radians."""
         return self.between((0, most), (0, 6.28))
 
     def places(self, count: int) -> Array:
-        """(2, count): x and y of scattered things."""
+        """(2, count): x and y of scattered details."""
         if self.wide:
             return self.rng.uniform(-1, 1, (2, count))
         return _USUAL[:, :count] + self.rng.uniform(-0.06, 0.06, (2, count))
@@ -63,14 +63,14 @@ def _fade(share: Array, first: Array, second: Array) -> Array:
 
 
 def _land(x: Array, y: Array, horizon: float, sky: tuple[Array, Array], ground: tuple[Array, Array]) -> Array:
-    """Sky that pales towards the horizon above ground that brightens towards the viewer."""
+    """Sky above the horizon and ground below, each with a vertical gradient."""
     above = _fade(np.clip((y + 1) / (horizon + 1), 0, 1), *sky)
     below = _fade(np.clip((y - horizon) / (1 - horizon), 0, 1), *ground)
     return above + (below - above) * np.clip((y - horizon) * 20 + 0.5, 0, 1)[..., None]
 
 
 def _spots(x: Array, y: Array, placement: _Placement, count: int, radius: tuple[float, float]) -> Array:
-    """Soft round spots anywhere, 0..1."""
+    """Soft round spots, 0..1."""
     px, py = placement.places(count)
     r = placement.rng.uniform(*radius, count)
     result = np.zeros_like(x)

@@ -1,4 +1,4 @@
-"""What a source of weights holds, as state dictionaries in diffusers' names: folders, single files, given tensors."""
+"""Reads a source of weights (folder, single file, tensors in memory) as state dictionaries in diffusers' names."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Source = str | Path | Mapping[str, Any]
 
 __all__ = ["Checkpoint", "Source", "read_checkpoint", "schedule_of", "weights_in"]
 
-# Standard deviation that tells SD 2.x v-prediction from epsilon in a file that does not say: the published 768-v
-# checkpoint is above, the 512-base and Turbo ones below. ComfyUI decides by the same tensor and number.
+# Threshold of the standard deviation that separates SD 2.x v-prediction from epsilon in a file without a declaration:
+# the published 768-v checkpoint is above, 512-base and Turbo are below. ComfyUI uses the same tensor and threshold.
 V_PREDICTION_TENSOR = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 V_PREDICTION_DEVIATION = 0.09
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source's tensors in diffusers' names, not yet networks. `text_encoder` and `vae` may be empty.
+    """A source's state dictionaries in diffusers' names. `text_encoder` and `vae` may be empty.
 
-    warnings: sentences on what the source holds beside or against what is read. names: of each part, what the source
-    calls its tensors where that is another name, for messages.
+    warnings: sentences about unused tensors and contradictions. names: for each part, diffusers' name -> the source's
+    name where they differ, for messages.
     """
 
     origin: str
@@ -58,15 +58,15 @@ class Checkpoint:
 def read_checkpoint(
     source: Source, *, prediction: str = "auto", architecture: Architecture | None = None, origin: str = ""
 ) -> Checkpoint:
-    """Read one source. Tensors' values are looked at only where they have to be multiplied with their scales.
+    """Read one source. Values are computed only where quantised weights have scales.
 
     source: a diffusers folder; a `.safetensors` file in the original layout; a mapping of tensors in that layout; or a
-        mapping with `unet` and, as far as they are there, `text_encoder` and `vae`, each a mapping of tensors in
-        diffusers' or the original names.
-    prediction: "auto", or what the UNet predicts (diffusion.PREDICTION_TYPES) where the source is known to be wrong.
-    architecture: for tensors of sizes of one's own; otherwise found by the tensors' shapes.
-    Raises InputError for anything else, saying what it looks like, for a noise schedule from which the prediction gives
-    no image, for quantised weights other than 8-bit floats, and for one tensor with two values.
+        mapping with `unet` and optionally `text_encoder` and `vae`, each a mapping of tensors in diffusers' or the
+        original names.
+    prediction: "auto", or the UNet's prediction type (diffusion.PREDICTION_TYPES), which overrides the source's.
+    architecture: None to find it by the tensors' shapes.
+    Raises InputError for any other source, naming its likely kind; for a noise schedule that does not suit the
+    prediction type; for quantised weights other than 8-bit floats; for one tensor with two values.
     """
     if prediction != "auto" and prediction not in PREDICTION_TYPES:
         raise InputError(
@@ -88,7 +88,7 @@ def read_checkpoint(
 def _schedule(
     architecture: Architecture, declared: DeclaredPrediction, guess: str, requested: str, origin: str
 ) -> tuple[NoiseSchedule, list[str]]:
-    """The schedule of a source without a scheduler's configuration, and warnings of contradictions."""
+    """The noise schedule of a source without a scheduler configuration, and warnings of contradictions."""
     prediction, warnings = resolve_prediction(declared, guess, requested, origin)
     zero_snr = {"rescale_betas_zero_snr": True} if declared.zero_snr else {}
     where = f"{origin} ({declared.where})" if declared.where else origin
@@ -107,7 +107,7 @@ def _strip(tensors: StateDict, prefix: str) -> dict[str, Tensor]:
 
 
 def _original_architecture(unet: StateDict, everything: StateDict, origin: str) -> Architecture:
-    """Find the architecture of a UNet in the original names by the three tensors that tell it."""
+    """Find the architecture of a UNet in the original names by the shapes of three tensors."""
     tell = {
         "conv_in.weight": "input_blocks.0.0.weight",
         "down_blocks.0.attentions.0.proj_in.weight": "input_blocks.1.1.proj_in.weight",
@@ -228,7 +228,7 @@ def _from_folder(folder: Path, requested: str) -> Checkpoint:
         name=folder.name,
         unet=_without_private(unet_config),
         text_encoder={**CLIPTextConfig().to_dict(), **text_config},
-        # With the class's name, which says whether it is a VAE that is known here.
+        # Keeps _class_name, by which `check_vae` refuses other VAE classes.
         vae=_network_config(folder / "vae") if has_vae else {},
         resolution=side * 8,
         pad_with_end=pad_with_end,

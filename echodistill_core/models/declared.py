@@ -1,4 +1,4 @@
-"""What a checkpoint states about its prediction: in its metadata, or by tensors that are only marks."""
+"""The prediction type that a checkpoint declares, in its metadata or by marker tensors without values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS = {
     "sample": "sample",
     "x0": "sample",
 }
-# ComfyUI writes the first beside a v-prediction UNet and reads all of them (comfy/supported_models.py).
+# Marker tensors. ComfyUI writes v_pred for a v-prediction UNet and reads all of these (comfy/supported_models.py).
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 MARKS = (V_MARK, ZERO_SNR_MARK)
@@ -28,10 +28,10 @@ MARKS = (V_MARK, ZERO_SNR_MARK)
 
 @dataclass(frozen=True)
 class DeclaredPrediction:
-    """What a source states.
+    """The prediction type and noise schedule that a source declares.
 
-    prediction: one of diffusion.PREDICTION_TYPES, a word that is none of them, or None where nothing is stated.
-    where: the field that states it. zero_snr: whether the schedule is rescaled to zero terminal SNR.
+    prediction: one of diffusion.PREDICTION_TYPES, another word as found, or None where nothing is declared.
+    where: the field that declares it. zero_snr: whether the schedule is rescaled to zero terminal SNR.
     warnings: contradictions within the source.
     """
 
@@ -42,10 +42,10 @@ class DeclaredPrediction:
 
 
 def read_declared(metadata: Mapping[str, str], names: Collection[str], origin: str) -> DeclaredPrediction:
-    """What the metadata and the tensors' names of a single file state.
+    """The declaration in the metadata and tensor names of a single file.
 
-    Where they contradict each other, modelspec counts before kohya's ss_ fields, and those before the mark v_pred.
-    Raises InputError for marks of an EDM model, whose noise schedule is another.
+    Precedence where they contradict each other: modelspec, kohya's ss_ fields, the marker tensor v_pred.
+    Raises InputError for the marker tensors of an EDM model, which has another noise schedule.
     """
     edm = next((mark for mark in EDM_MARKS if mark in names), None)
     if edm is not None:
@@ -77,9 +77,9 @@ def read_declared(metadata: Mapping[str, str], names: Collection[str], origin: s
 
 
 def resolve_prediction(stated: DeclaredPrediction, guess: str | None, asked: str, origin: str) -> tuple[str, list[str]]:
-    """(what the UNet is taken to predict, warnings): what was asked for, else what is stated, else the guess.
+    """(prediction type, warnings). Precedence: the requested type, the declared one, the guess.
 
-    asked: "auto" or a prediction type. guess: None where nothing was guessed, since the source states it.
+    asked: "auto" or a prediction type. guess: from the weights; None where no guess was made.
     """
     warnings = list(stated.warnings)
     if asked != "auto":

@@ -1,4 +1,4 @@
-"""Loading the family that a run's sources name, offline."""
+"""Opens the family of a run's model sources, offline."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .tiny import tiny_checkpoint
 
 
 def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
-    """Load the family these sources name, offline.
+    """Load the family of these sources, offline.
 
-    with_teacher: False leaves the teacher's UNet out, but takes its text encoder where its checkpoint is at hand, and
-        the student's own otherwise; an adapter's fingerprints tell whether that is the same.
-    Raises InputError where a file or a part in the hub cache is missing, with the command that gets it.
+    with_teacher: False leaves the teacher's UNet out. The text encoder is the teacher's where its checkpoint is
+        available, else the student's; an adapter's fingerprints show whether they agree.
+    Raises InputError where a file, or a download in the hub cache, is missing, with the command for the download.
     """
     sources.check_named()
     named = FAMILIES[sources.family]

@@ -1,4 +1,4 @@
-"""The frozen backbones, each knowing its input size and normalisation, and how an image becomes its features."""
+"""The frozen backbones: network, input size, normalisation and features of each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _clip_image_features(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def vit(config: ViTConfig) -> ViTModel:
-    """A ViT as DINO uses it: the class token's output is the feature, without a pooling layer."""
+    """A ViT without a pooling layer; as in DINO, the class token's output is the feature."""
     return ViTModel(config, add_pooling_layer=False)
 
 
@@ -190,7 +190,7 @@ SPECS = _registry(
     ),
 )
 
-# Random weights of a few thousand parameters in the same kinds of networks, for tests.
+# The same kinds of networks with a few thousand random parameters, for tests.
 _TINY_VIT: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -209,7 +209,7 @@ TINY_SPECS = _registry(
     ),
 )
 
-# The embedded family's, for pictures of 64 x 64 pixels.
+# The embedded family's backbones, for images of 64 x 64 pixels.
 _MINIATURE_VIT: dict[str, Any] = {
     "hidden_size": 64,
     "num_attention_heads": 4,
@@ -285,25 +285,25 @@ class Backbone(nn.Module):
 
 
 def new_backbone(spec: BackboneSpec) -> Backbone:
-    """A backbone with the first weights that its networks draw from torch's global generator."""
+    """A backbone with random initial weights from torch's global generator."""
     projector = None if spec.projector is None else ImageProjection(**spec.projector)
     return Backbone(spec, spec.build(spec.config), projector)
 
 
 def prepare(x: Tensor, spec: BackboneSpec, normalise: bool) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] at the backbone's size, and with `normalise` at its mean and deviation."""
+    """Resize images (B, 3, H, W) in [-1, 1] to the backbone's size; `normalise` also applies its mean and deviation."""
     return normalised(x, spec.size, (spec.mean, spec.std)) if normalise else resized(x, spec.size)
 
 
 def resized(x: Tensor, size: int) -> Tensor:
-    """Images (B, 3, H, W) as (B, 3, size, size): bicubic with antialiasing, as the backbones' own pipelines do."""
+    """Images (B, 3, H, W) as (B, 3, size, size): bicubic with antialiasing, as in the published pipelines."""
     if x.shape[-2:] == (size, size):
         return x
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
 
 
 def normalised(x: Tensor, size: int, statistics: Statistics) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] at this size, less the mean and over the deviation of images in [0, 1]."""
+    """Resize images (B, 3, H, W) in [-1, 1], map them to [0, 1], subtract the mean and divide by the deviation."""
     channels = ((resized(x, size) + 1) / 2).unbind(1)
-    # Numbers, not tensors: the host would wait for those to arrive on a GPU.
+    # Python numbers: tensors would be copied to the GPU and block the host.
     return torch.stack([(c - mean) / std for c, mean, std in zip(channels, *statistics, strict=True)], dim=1)

@@ -1,4 +1,4 @@
-"""Which backbone a file is: by its tensors' names and shapes, and among equals by what people call it."""
+"""Identifies the backbone in a file, by tensor names and shapes, and by the file name where those are equal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 PROJECTOR = "ip-adapter_sd15.safetensors"
 
-# IP-Adapter's own names of its image projector, and diffusers'.
+# IP-Adapter's names of its image projector -> diffusers' names.
 _PROJECTOR_NAMES = {
     "image_proj.proj.weight": "image_embeds.weight",
     "image_proj.proj.bias": "image_embeds.bias",
@@ -33,16 +33,16 @@ _PROJECTOR_NAMES = {
 
 
 def backbone_of(shapes: Shapes, called: str = "", specs: Mapping[str, BackboneSpec] = SPECS) -> str | None:
-    """Which backbone of `specs` a file with tensors of these shapes is; None for none of them.
+    """The name in `specs` of the backbone with tensors of these shapes, or None.
 
-    called: the file's name, with folders where they say something. It decides nothing but between trainings of equal
-    networks: an OpenCLIP ViT-B/32 called laion2B is not OpenAI's.
+    called: the file's name, with its folders. It only distinguishes trainings of equal networks: an OpenCLIP ViT-B/32
+    with laion2B in its name is not OpenAI's.
     """
     return next((name for name, spec in specs.items() if not mismatch_reason(shapes, spec, called)), None)
 
 
 def mismatch_reason(shapes: Shapes, spec: BackboneSpec, called: str = "") -> str:
-    """Why a file with tensors of these shapes is not this backbone, as what it is instead; "" if it is.
+    """Why tensors of these shapes are not this backbone's, naming the network found; "" if they are.
 
     called: as in `backbone_of`.
     """
@@ -77,12 +77,12 @@ def _missing_tensors(shapes: Shapes, spec: BackboneSpec) -> str:
 
 
 def projector_name(name: str) -> str:
-    """What diffusers calls this tensor of IP-Adapter's image projector; "" for IP-Adapter's other tensors."""
+    """diffusers' name of a tensor of IP-Adapter's image projector; "" for IP-Adapter's other tensors."""
     return _PROJECTOR_NAMES.get(name, "")
 
 
 def projector_mismatch(shapes: Shapes, spec: BackboneSpec) -> str:
-    """What a file with tensors of these shapes lacks of the image projector after this backbone; "" for nothing."""
+    """The first tensor of the backbone's image projector that these shapes lack, as a clause; "" for none."""
     assert spec.projector is not None
     with torch.device("meta"):
         expected = ImageProjection(**spec.projector).state_dict()
@@ -92,7 +92,7 @@ def projector_mismatch(shapes: Shapes, spec: BackboneSpec) -> str:
 
 
 def choose_projector(name: str, candidates: Iterable[Path]) -> Path | None:
-    """The first of these files that holds the image projector of the backbone of this name."""
+    """The first of these files with the image projector of the named backbone, or None."""
     return next((path for path in candidates if _holds_projector(path, SPECS[name])), None)
 
 
@@ -104,14 +104,14 @@ def _holds_projector(path: Path, spec: BackboneSpec) -> bool:
 
 
 def encoder_in(place: Path, spec: BackboneSpec) -> Path:
-    """Where the encoder lies in a backbone's place: IP-Adapter's repository has it in a subfolder."""
+    """The encoder's file or folder within `place`: IP-Adapter's repository has it in a subfolder."""
     if spec.projector is None or not place.is_dir():
         return place
     return next((p.parent for p in sorted(place.rglob("image_encoder/config.json"))), place)
 
 
 def rank(name: str, called: str) -> int:
-    """How much a file's name, with its folders, says that it is this backbone: 2 the very name, 1 a usual one, or 0."""
+    """Rank of a file's name, with its folders, for a backbone: 2 its exact name, 1 a usual name, 0 any other."""
     if re.match(rf"{re.escape(name)}(\.safetensors)?(/|$)", called):
         return 2
     return int(_search(SPECS[name].file_names, called) is not None)
@@ -123,11 +123,11 @@ def _search(pattern: str, called: str) -> re.Match[str] | None:
 
 
 def choose(name: str, candidates: Iterable[tuple[Path, str]]) -> tuple[Path | None, list[str]]:
-    """The first candidate that is this backbone, and why others are not.
+    """The first candidate that is this backbone, or None; and the reasons against others.
 
-    candidates: files or folders of safetensors, each with what it is called (`rank`); the best called come first, and
-        those called alike as given. Only headers are read.
-    The reasons are whole clauses, of those candidates alone whose name says that they are this backbone.
+    candidates: files or folders of safetensors, each with its name, sorted by `rank` and then as given. Only headers
+        are read.
+    The reasons are clauses about the candidates with a usual name of this backbone.
     """
     reasons: list[str] = []
     for path, called in sorted(candidates, key=lambda one: -rank(name, one[1])):
@@ -149,10 +149,10 @@ def _candidate_mismatch(path: Path, spec: BackboneSpec, called: str) -> str:
 
 
 def activation_mismatch(place: Path, spec: BackboneSpec) -> str:
-    """A clause where the configuration beside a CLIP's weights has another activation than the backbone; "" otherwise.
+    """A clause where a CLIP's configuration has another activation function than the backbone; "" otherwise.
 
-    CLIP was trained with GELU and with QuickGELU in equal shapes, so that nothing in the weights tells them apart.
-    place: a folder, or a file, beside which only a configuration of its own library is read.
+    CLIP was trained with GELU and with QuickGELU; the weights do not show the difference.
+    place: a folder or a file. Beside a file, only the configuration of its own library is read.
     Raises InputError where the configuration cannot be read.
     """
     wanted = getattr(getattr(spec.config, "vision_config", spec.config), "hidden_act", None)
@@ -173,9 +173,9 @@ def activation_mismatch(place: Path, spec: BackboneSpec) -> str:
 
 
 def shapes_in(place: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors of a file, or of a folder's weights, by name, from the headers alone.
+    """Shapes of all tensors of a file, or of a folder's weights, by name; reads headers only.
 
-    Raises InputError where a file is no safetensors, and where a folder holds none.
+    Raises InputError for a file that is not safetensors and a folder without safetensors.
     """
     if not place.is_dir():
         return _shapes(place)
@@ -183,9 +183,9 @@ def shapes_in(place: Path) -> dict[str, tuple[int, ...]]:
 
 
 def tensors_in(place: Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of a folder's weights in transformers', OpenCLIP's or timm's form.
+    """The tensors of a file, or of a folder in transformers', OpenCLIP's or timm's layout.
 
-    Raises InputError where there are none.
+    Raises InputError where the folder has no weights.
     """
     if not place.is_dir():
         return read_tensors(place)
@@ -194,8 +194,8 @@ def tensors_in(place: Path) -> dict[str, Tensor]:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    """The files of one encoder's weights in a folder: transformers' and timm's, shards, OpenCLIP's, or the only one."""
-    # Where timm publishes OpenAI's CLIP, model.safetensors is the image encoder in timm's own layout.
+    """Weight files of one encoder in a folder. Order: transformers' or timm's, shards, OpenCLIP's, the only file."""
+    # In timm's repositories of OpenAI's CLIP, model.safetensors is the image encoder in another layout.
     if (folder / _OPEN_CLIP_WEIGHTS).is_file() and (folder / _OPEN_CLIP_CONFIG).is_file():
         return [folder / _OPEN_CLIP_WEIGHTS]
     for name in ("model.safetensors", "model.fp16.safetensors"):
@@ -208,7 +208,7 @@ def _weights_in(folder: Path) -> list[Path]:
     if (folder / _OPEN_CLIP_WEIGHTS).is_file():
         return [folder / _OPEN_CLIP_WEIGHTS]
     if len(files) != 1:
-        weights_in(folder)  # says what there is instead
+        weights_in(folder)  # its error names the folder's files
         raise InputError(f"{folder} holds {len(files)} .safetensors files; expected one, named model.safetensors.")
     return files
 

@@ -1,4 +1,4 @@
-"""Where the frozen backbones come from: a folder of the user's, files, the hub cache, or tiny random weights."""
+"""Loads the frozen backbones from a user's folder, given files, the hub cache, or as tiny random networks."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from .conversion import in_transformers_names
 from .files import PROJECTOR, activation_mismatch, encoder_in, projector_mismatch, projector_name, tensors_in
 from .layouts import TIMM, TRANSFORMERS, network_expected, network_mismatch, network_of
 
-# Of timm's and Meta's layer norms, which DINO was trained with; transformers' ViT has 1e-12 in its published folder.
+# timm's and Meta's layer norms, with which DINO was trained; the published transformers folder has 1e-12.
 TIMM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class BackboneFiles:
-    """Where a backbone's files are: the encoder, and IP-Adapter's projector where it lies apart (`load_backbone`)."""
+    """Paths of a backbone: the encoder, and IP-Adapter's projector where it is a separate file (`load_backbone`)."""
 
     encoder: Path
     projector: Path | None = None
@@ -46,9 +46,9 @@ def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Backbon
     """Load several backbones, frozen, on the CPU in the files' precision.
 
     wanted: role -> name in SPECS, as training.state.needed_backbones returns it. The result has the same roles.
-    source: "tiny" for small random ones; "miniature" for the embedded ones; a folder with one subfolder or file for
-        each name; "" for the hub cache; or, by name, where a caller found them.
-    Raises InputError naming everything that is missing at once and the command that gets it.
+    source: "tiny" for small random networks; "miniature" for the embedded family's; a folder with one subfolder or file
+        for each name; "" for the hub cache; or a mapping from name to files.
+    Raises InputError for an unknown name, and naming all missing backbones with the command that downloads them.
     """
     for name in wanted.values():
         if name not in SPECS:
@@ -89,13 +89,13 @@ def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Backbon
 def load_backbone(
     name: str, place: Path, projector: Path | None = None, *, specs: Mapping[str, BackboneSpec] | None = None
 ) -> Backbone:
-    """One backbone from a folder or a single safetensors file, in any of the layouts of `layouts`.
+    """Load one backbone from a folder or a safetensors file, in any layout of `layouts`.
 
-    A folder is transformers' (config.json and model.safetensors), OpenCLIP's or timm's. A CLIP image encoder may have
-    its text encoder beside it. The layer norms of timm's and Meta's layouts have their epsilon of 1e-6.
-    projector: IP-Adapter's file for a backbone that has one; otherwise looked for in the folder.
-    specs: the table that `name` stands in; None for the published backbones'.
-    Raises InputError naming what the file is where it is another network, and where tensors are missing.
+    A folder is transformers' (config.json and model.safetensors), OpenCLIP's or timm's. A CLIP's text encoder in the
+    same file is ignored. Layer norms of timm's and Meta's layouts get their epsilon of 1e-6.
+    projector: IP-Adapter's file, for a backbone with a projector; None to search the folder.
+    specs: the table with `name`; None for SPECS.
+    Raises InputError for another network, naming it, and for missing tensors.
     """
     spec = (SPECS if specs is None else specs)[name]
     if spec.projector is not None and place.is_dir():
@@ -113,7 +113,7 @@ def load_backbone(
 
 
 def tiny_backbone(name: str) -> Backbone:
-    """A small random backbone under this name, always the same."""
+    """The small random backbone of this name; equal weights in every call."""
     if name not in TINY_SPECS:
         raise InputError(
             f"the tiny family has no backbone {quoted(name)}, only {', '.join(TINY_SPECS)}; register a small "
@@ -121,7 +121,7 @@ def tiny_backbone(name: str) -> Backbone:
         )
     spec = TINY_SPECS[name]
     seed = 10 + list(TINY_SPECS).index(name)
-    with torch.random.fork_rng(devices=[]):  # the networks draw first weights of their own, soon replaced
+    with torch.random.fork_rng(devices=[]):  # the constructors draw initial weights
         encoder = spec.build(spec.config)
         projector = None if spec.projector is None else ImageProjection(**spec.projector)
     for module in (encoder, projector):
@@ -168,14 +168,14 @@ def _encoder(spec: BackboneSpec, place: Path) -> nn.Module:
             config.layer_norm_eps = TIMM_EPS
     if reason := activation_mismatch(place, spec):
         raise InputError(f"{reason}; choose another file or run: echodistill download {spec.name}")
-    # The file's precision, whatever the configuration says; some versions of transformers load as float32 even so.
+    # The file's precision, not the configuration's. Some versions of transformers still load float32.
     config.dtype = dtype = _precision(tensors)
-    # transformers, not load_state_dict: it knows the names that these tensors had in its earlier versions.
+    # from_pretrained, not load_state_dict: it maps tensor names of earlier versions of transformers.
     options = {"add_pooling_layer": False} if cls is ViTModel else {}
     encoder, info = cls.from_pretrained(  # type: ignore[attr-defined]
         None, config=config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
-    # A folder brings a configuration of its own, so what was built from it may still be another model.
+    # A folder's own configuration may have built another model.
     built = {n: t.shape for n, t in encoder.state_dict().items()}
     absent = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     absent.update(n for n, like in expected.items() if built.get(n) != like.shape)
@@ -189,7 +189,7 @@ def _encoder(spec: BackboneSpec, place: Path) -> nn.Module:
 
 
 def _precision(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """What most numbers are in: OpenCLIP keeps the norms of a half precision network in single precision."""
+    """The dtype of most values: OpenCLIP stores the norms of half-precision networks in float32."""
     numbers: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         if tensor.is_floating_point():

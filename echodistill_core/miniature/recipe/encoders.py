@@ -1,13 +1,12 @@
-"""The miniature's image encoders: three frozen backbones for critics and identity, and other ones that judge.
+"""Trains the miniature's image encoders: three frozen backbones for critics and identity, and the judges.
 
-Each kind learns in its own way, as the ones they stand for do:
+Each backbone has a training objective like that of the published model:
 
-    dino     two crops of one picture belong together (no labels)
-    dinov2   two photographs of one subject belong together (curated pairs, no labels)
-    clip     a picture belongs to its caption
+    dino     contrastive, positives are two crops of one image (no labels)
+    dinov2   contrastive, positives are two images of one subject (curated pairs, no labels)
+    clip     contrastive, positives are an image and its caption
 
-The judges are of other sizes and learn from other pictures with other seeds; they also know the pairs of colours that
-pretraining never sees.
+The judges have other sizes, other training images and other seeds; their images include the held-out pairs of colours.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ BATCH = 128
 LEARNING_RATE = 2e-3
 TEMPERATURE = 0.1
 TEXT_WIDTH = 48
-CAPTIONS = 4  # for each picture that the judge of text learns from
+CAPTIONS = 4  # per training image of the image-text judge
 JUDGED_DETAIL = 0.4
 
 
 class ImageText(nn.Module):
-    """An image encoder with the text encoder that teaches it."""
+    """An image encoder with the text encoder of its contrastive training."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -62,7 +61,7 @@ class ImageText(nn.Module):
 def train_backbone(
     name: str, path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device
 ) -> Backbone:
-    """Train the backbone of this name ("dino", "dinov2", "clip") on pairs of pictures; see `train`."""
+    """Train the backbone "dino", "dinov2" or "clip" on pairs of images; see `train`."""
     torch.manual_seed(seed)
     backbone = new_backbone(MINIATURE_SPECS[name]).to(device).requires_grad_(True)
     if name == "clip":
@@ -80,7 +79,7 @@ def train_identity(
     *,
     same_picture: bool,
 ) -> Backbone:
-    """Contrastive learning (SimCLR's NT-Xent) on two crops of one picture, or on two pictures of one subject."""
+    """Contrastive learning (SimCLR's NT-Xent) on two crops of one image, or on two images of one subject."""
     optimizer = adam([backbone], LEARNING_RATE)
 
     def step(number: int, generator: torch.Generator) -> Losses:
@@ -126,11 +125,11 @@ def _train_clip(
 
 
 def train_judge_clip(path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device) -> CLIPModel:
-    """Train the judge of text and picture; see `train`."""
+    """Train the image-text judge; see `train`."""
     torch.manual_seed(seed)
     model = CLIPModel(image_text_config()).to(device)
     model.set_attn_implementation("eager")
-    # Prompts name a subject by its class alone far more often than the captions of pretraining do.
+    # Evaluation prompts name only the class more often than the pretraining captions do.
     rng = np.random.default_rng(seed)
     captions = [[caption(scene, rng, detail=JUDGED_DETAIL) for scene in data.scenes] for _ in range(CAPTIONS)]
     ids = torch.stack([clip_ids(some) for some in captions])
@@ -179,12 +178,12 @@ def train_judge_attributes(
 
 
 def clip_ids(captions: list[str]) -> Tensor:
-    """Token ids (N, 77) by the small tokenizer."""
+    """Token ids (N, 77) of the reduced tokenizer."""
     return reduced_tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def crops(x: Tensor, generator: torch.Generator, smallest: float) -> Tensor:
-    """A random square window of each picture, of `smallest` to 1 of its side, resized back; half are mirrored."""
+    """Random square crops, `smallest` to 1 of the side, resized back; half are mirrored."""
     count = len(x)
     scale = smallest + (1 - smallest) * torch.rand(count, generator=generator)
     shift = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - scale)[:, None]
@@ -196,7 +195,7 @@ def crops(x: Tensor, generator: torch.Generator, smallest: float) -> Tensor:
 
 
 def degrade(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur and noise a random half of the pictures: a judge must also read pictures that a model draws."""
+    """Add blur and noise to a random half of the images, so that judges generalise to generated images."""
     chosen = (torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5).to(x.device)
     side = x.shape[-1]
     coarse = int(torch.randint(side // 2, side, (1,), generator=generator))
@@ -208,7 +207,7 @@ def degrade(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss (Chen et al. 2020, Eq. 1) of features (B, d) whose rows belong together; a scalar."""
+    """SimCLR's loss (Chen et al. 2020, Eq. 1) of features (B, d) with matching rows; a scalar."""
     features = F.normalize(torch.cat([a, b]).float(), dim=1)
     logits = features @ features.T / temperature
     logits = logits.masked_fill(torch.eye(len(logits), dtype=torch.bool, device=logits.device), float("-inf"))
@@ -218,14 +217,14 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
 
 def contrastive(image: Tensor, text: Tensor, temperature: float = 0.07) -> Tensor:
-    """CLIP's symmetric loss (Radford et al. 2021) of embeddings (B, d) whose rows belong together; a scalar."""
+    """CLIP's symmetric loss (Radford et al. 2021) of embeddings (B, d) with matching rows; a scalar."""
     logits = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T / temperature
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def train_judge_identity(path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device) -> Backbone:
-    """Train the judge of identity on pairs of photographs of one subject; see `train`."""
+    """Train the identity judge on pairs of images of one subject; see `train`."""
     torch.manual_seed(seed)
     backbone = new_backbone(IDENTITY).to(device).requires_grad_(True)
     return train_identity(backbone, path, data, steps, seed, device, same_picture=False)

@@ -1,4 +1,4 @@
-"""The recipe: every stage in order, from nothing to the shipped folders. Stages that are done are not done again."""
+"""The recipe: all stages in order, up to the package's folders. Finished stages are skipped."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .vae import standardise, train_vae
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much of everything: counts of pictures, of pairs of pictures, of samples, and of training steps.
+    """Numbers of images, pairs of images, samples and training steps.
 
-    teacher_steps: in each of its cycles.
+    teacher_steps: in each cycle.
     judged: whether the quality is measured at the end.
     """
 
@@ -45,7 +45,7 @@ class Amounts:
     judged: bool = True
 
 
-# Shows that the recipe runs.
+# For testing the recipe.
 TINY = Amounts(
     vae_scenes=64,
     scenes=64,
@@ -60,14 +60,14 @@ TINY = Amounts(
     classifier_steps=2,
     judged=False,
 )
-VAE_PROBE = 4096  # pictures over which the latents' mean and variance are taken
+VAE_PROBE = 4096  # images for the latents' mean and variance
 SEEDS = {"dino": 41, "dinov2": 42, "clip": 43, "judge-clip": 31, "judge-attributes": 32, "judge-identity": 33}
 
 
 def make(work: Path, out: Path, device: torch.device, amounts: Amounts) -> dict[str, float]:
-    """Make the embedded family in the folder `out`; returns its quality figures.
+    """Train the embedded family into the folder `out`; returns its quality figures.
 
-    work: folder of data and checkpoints. The same call after an interruption goes on where it stopped.
+    work: folder of data and checkpoints. The same call after an interruption resumes.
     """
     began = time.monotonic()
     varied = load_images(work, amounts.vae_scenes, seed=1, wide=True)
@@ -116,7 +116,7 @@ def make(work: Path, out: Path, device: torch.device, amounts: Amounts) -> dict[
 
 
 def _train_judges(work: Path, amounts: Amounts, device: torch.device) -> Judges:
-    """The three judges, on pictures that also show the pairs of colours that nothing else is trained on."""
+    """Train the three judges, on images that include the held-out pairs of colours."""
     data = load_pairs(work, amounts.encoder_pairs, seed=2, all_colors=True)
     paths = {name: work / f"{name}.pt" for name in ("judge-identity", "judge-clip", "judge-attributes")}
     return Judges(
