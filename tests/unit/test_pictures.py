@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from small_backbones import SIDE, VIT
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 from echodistill_core.concept.photographs import Photograph
@@ -19,8 +20,6 @@ from echodistill_core.perception.backbones import SPECS, TINY_SPECS, BackboneSpe
 from echodistill_core.perception.load import BackboneFiles
 from echodistill_core.reporting import to_pictures
 
-SIDE = 32
-VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": SIDE}
 SMALL_CLIP = CLIPConfig(
     vision_config={**VIT, "intermediate_size": 64},
     text_config={
