@@ -266,7 +266,7 @@ def test_places_that_a_caller_found_are_used_as_they_are(tmp_path, empty_cache):
     images, x = pictures()
     for name, backbone in load_backbones({"clip": "clip", "dino": "dino"}, backbone_files).items():
         assert torch.allclose(backbone(x), expected_features(name, processed(name, images)), atol=2e-5)
-    with pytest.raises(InputError, match=r"\(dinov2\); looked in the folders that were given"):
+    with pytest.raises(InputError, match=r"\(dinov2\)"):
         load_backbones({"dino": "dino", "dinov2": "dinov2"}, backbone_files)
 
 
@@ -282,12 +282,12 @@ def test_all_that_is_missing_is_named_at_once_with_the_command(tmp_path, empty_c
     assert "(dino)" not in message
     assert str(tmp_path / "some") in message
     assert message.endswith("Run: echodistill download dinov2 clip")
-    with pytest.raises(InputError, match=r"looked in the hub cache.*download dino dinov2 clip$"):
+    with pytest.raises(InputError, match=r"hub cache.*echodistill download dino dinov2 clip$"):
         load_backbones(wanted)
 
 
 def test_a_missing_folder_is_named(tmp_path, empty_cache):
-    with pytest.raises(InputError, match=r"backbones folder \S*nowhere does not exist"):
+    with pytest.raises(InputError, match=r"backbones .*nowhere"):
         load_backbones({"dino": "dino"}, str(tmp_path / "nowhere"))
 
 
@@ -304,9 +304,7 @@ def test_missing_and_misshapen_tensors_are_refused(tmp_path, name, as_folder):
     for broken in ({n: t for n, t in whole.items() if n != first}, {**whole, first: torch.zeros(3, 3)}):
         place = folder if as_folder else tmp_path / "one.safetensors"
         save_file(broken, weights if as_folder else place)
-        with pytest.raises(
-            InputError, match=r"1 tensors are missing or of another shape, the first \S*embeddings\.patch"
-        ):
+        with pytest.raises(InputError, match=r"\S*embeddings\.patch"):
             load_backbone(name, place, next(folder.rglob("ip-adapter*"), None))
 
 
@@ -331,26 +329,26 @@ def test_pickles_and_truncated_or_absent_weights_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"pickle \(pytorch_model\.bin\)"):
         load_backbone("dino", tmp_path)
     (tmp_path / "pytorch_model.bin").unlink()
-    with pytest.raises(InputError, match=r"holds no \.safetensors weights"):
+    with pytest.raises(InputError, match=r"\.safetensors"):
         load_backbone("dino", tmp_path)
 
 
 def test_a_broken_configuration_is_refused(tmp_path):
     (save(tmp_path, "dino") / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+    with pytest.raises(InputError, match=r"config\.json"):
         load_backbone("dino", tmp_path)
 
 
 def test_clip_without_its_projector_or_with_another_is_refused(tmp_path):
     path = save(tmp_path, "clip") / "models" / "ip-adapter_sd15.safetensors"
     save_file(projector_tensors(width=8), path)
-    with pytest.raises(InputError, match=r"ip-adapter_sd15\.safetensors holds no projector"):
+    with pytest.raises(InputError, match=r"ip-adapter_sd15\.safetensors"):
         load_backbone("clip", tmp_path)
     save_file({n: t for n, t in projector_tensors().items() if n != "image_proj.norm.bias"}, path)
-    with pytest.raises(InputError, match=r"norm\.bias is missing or of another shape"):
+    with pytest.raises(InputError, match=r"norm\.bias"):
         load_backbone("clip", tmp_path)
     path.unlink()
-    with pytest.raises(InputError, match=r"holds no ip-adapter_sd15\.safetensors"):
+    with pytest.raises(InputError, match=r"ip-adapter_sd15\.safetensors"):
         load_backbone("clip", tmp_path)
 
 

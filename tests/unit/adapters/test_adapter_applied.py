@@ -116,7 +116,7 @@ def test_two_adapters_add_up_and_both_words_are_read(family):
 
 def test_adapters_of_one_placeholder_are_refused(family):
     two = [make_adapter(family), make_adapter(family, seed=1)]
-    with pytest.raises(InputError, match="two adapters share the placeholder <new1>"), personalised(family, two):
+    with pytest.raises(InputError, match="<new1>"), personalised(family, two):
         pass
 
 
@@ -226,12 +226,12 @@ def test_weights_that_this_model_has_not_are_refused(family):
 
 
 def test_a_teacher_that_is_not_loaded_cannot_wear_an_adapter(tiny_family):
-    with pytest.raises(InputError, match="the teacher was asked for but not loaded"):
+    with pytest.raises(InputError, match="teacher"):
         personalised(tiny_family(teacher=None), role="teacher").__enter__()
 
 
 def test_strengths_have_to_match_adapters(family):
-    with pytest.raises(InputError, match="2 strengths were given for 1 adapters"):
+    with pytest.raises(InputError, match=r"2 strengths .*1 adapters"):
         personalised(family, [make_adapter(family)], [1.0, 0.5]).__enter__()
 
 

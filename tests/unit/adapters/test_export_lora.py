@@ -134,8 +134,8 @@ def test_lora_refuses_what_it_cannot_hold(family, make_adapter, tmp_path):
     full = replace(make_adapter(), deltas={"input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3)})
     with pytest.raises(InputError, match=r"conv_in\.weight is no matrix.*--to merged"):
         export_lora(out, full, family.architecture, names, 4)
-    with pytest.raises(InputError, match="rank is 0; expected 1 or more"):
+    with pytest.raises(InputError, match="rank is 0"):
         export_lora(out, make_adapter(), family.architecture, names, 0)
-    with pytest.raises(InputError, match=r"does not end in \.safetensors"):
+    with pytest.raises(InputError, match=r"out .*\.safetensors"):
         export_lora(tmp_path / "a.pt", make_adapter(), family.architecture, names, 4)
     assert list(tmp_path.iterdir()) == []

@@ -158,7 +158,7 @@ def test_merged_replaces_nothing(family, make_adapter, tmp_path):
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "full", tmp_path / "file"):
-        with pytest.raises(InputError, match="exists already; choose a new folder"):
+        with pytest.raises(InputError, match=r"out .* exists"):
             export_merged(out, make_adapter(), family)
     assert (tmp_path / "full" / "mine.txt").read_text() == (tmp_path / "file").read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]

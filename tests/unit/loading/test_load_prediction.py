@@ -129,9 +129,9 @@ def test_a_part_that_one_lacks_is_taken_from_the_other(parts, part):
 
 def test_teacher_and_student_of_different_widths_are_refused(tmp_path, folder, parts):
     narrow = save_folder(tmp_path / "narrow", networks(SMALL_SD1, 2))
-    with pytest.raises(InputError, match=r"different widths: \S*folder\S* reads 32, \S*narrow reads 24"):
+    with pytest.raises(InputError, match=r"folder\S* .*32, \S*narrow .*24"):
         load_family(narrow, folder)
-    with pytest.raises(InputError, match=r"text encoder is 32 wide, but the student \S*narrow reads 24"):
+    with pytest.raises(InputError, match=r"text encoder .*32.* \S*narrow .*24"):
         load_family(narrow, folder, with_teacher=False)
 
 

@@ -31,19 +31,19 @@ def empty_cache(tmp_path, monkeypatch):
     ],
 )
 def test_a_family_not_in_the_hub_cache_names_the_command_that_gets_it(empty_cache, family, repo):
-    with pytest.raises(InputError, match=rf"{repo} is not in the hub cache .* echodistill download {family}-family"):
+    with pytest.raises(InputError, match=rf"{repo} .* echodistill download {family}-family"):
         open_family(ModelSources(family=family))
 
 
 def test_the_teacher_that_is_not_cached_is_named_where_the_student_is_given(empty_cache, file):
-    with pytest.raises(InputError, match=r"stable-diffusion-2-1 is not in the hub cache"):
+    with pytest.raises(InputError, match=r"stable-diffusion-2-1 .*echodistill download"):
         open_family(ModelSources(student=str(file)))
 
 
 def test_wrong_paths_are_named_and_the_nearest_name_suggested(empty_cache, file):
-    with pytest.raises(InputError, match=r"'sd-turbo1' does not exist; .* did you mean sd-turbo\?"):
+    with pytest.raises(InputError, match=r"'sd-turbo1'.* sd-turbo\?"):
         open_family(ModelSources(student="sd-turbo1"))
-    with pytest.raises(InputError, match=r"student_lora .*none\.safetensors does not exist"):
+    with pytest.raises(InputError, match=r"student_lora .*none\.safetensors"):
         open_family(ModelSources(family="tiny", student_lora="none.safetensors"))
 
 
