@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,10 +23,13 @@ def setting(
     unit: str = "",
     low: float | None = None,
     high: float | None = None,
-    choices: tuple[str, ...] = (),
+    choices: Collection[str] = (),
     affects_result: bool = True,
 ) -> Any:
-    """Declare one field: `low` and `high` are inclusive; with `affects_result` the field enters the fingerprint."""
+    """Declare one field: `low` and `high` are inclusive; `affects_result` says whether it enters the fingerprint.
+
+    choices: the values allowed; a Registry as of the time of the check.
+    """
     metadata = {
         "reason": reason,
         "unit": unit,

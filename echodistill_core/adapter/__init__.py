@@ -1,1 +1,1 @@
-"""Adapters: what training learned, as files that stock tools load too, and how a model takes them on."""
+"""Adapters: the trained differences as files that other tools also load, applying them, and exports."""

@@ -1,4 +1,4 @@
-"""Exports for tools that know no difference keys: a plain low-rank LoRA, a token file, a merged diffusers folder."""
+"""Exports for tools without support for difference keys: LoRA, textual inversion, merged diffusers folder."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .file import NOTICE, Adapter
 
 @dataclass(frozen=True)
 class LowRankMatrix:
-    """A matrix's best approximation of this rank (Eckart & Young 1936).
+    """The best rank-r approximation of a matrix D (Eckart & Young 1936): up @ down.
 
-    error: |D - up down| / |D| in the Frobenius norm, 0 for a matrix of zeros.
+    error: |D - up down| / |D| in the Frobenius norm, 0 for D = 0.
     """
 
     up: Tensor
@@ -34,7 +34,7 @@ class LowRankMatrix:
 
 
 def low_rank(delta: Tensor, rank: int) -> LowRankMatrix:
-    """Cut a matrix (out, in) to up (out, r) @ down (r, in), r = min(rank, out, in), by singular values in float64."""
+    """Approximate a matrix (out, in) by up (out, r) @ down (r, in), r = min(rank, out, in): float64 SVD."""
     u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
     r = min(rank, len(s))
     root = s[:r].sqrt()
@@ -46,12 +46,12 @@ def low_rank(delta: Tensor, rank: int) -> LowRankMatrix:
 def export_lora(
     path: Path, adapter: Adapter, architecture: Architecture, unet_names: Mapping[str, object], rank: int
 ) -> dict[str, float]:
-    """Write a LoRA under the keys that diffusers' `load_lora_weights`, ComfyUI and A1111-style tools read.
+    """Write a LoRA with the keys of diffusers' `load_lora_weights`, ComfyUI and A1111-style tools.
 
-    The token goes beside it, as `<stem>_token.safetensors`: a textual-inversion file whose key is the placeholder.
+    Also writes the token as `<stem>_token.safetensors`: a textual-inversion file whose key is the placeholder.
     Returns the relative error of every matrix, by diffusers' name.
-    Raises InputError where a file exists already, or the adapter changed anything but matrices (full fine-tuning);
-    export that one merged.
+    Raises InputError where a file exists already, and for an adapter with other tensors than matrices (full
+    fine-tuning), which can only be exported merged.
     """
     for place in (path, token_path(path)):
         if place.exists():
@@ -70,7 +70,7 @@ def export_lora(
         key = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
         tensors[f"{key}.lora_up.weight"] = matrix.up
         tensors[f"{key}.lora_down.weight"] = matrix.down
-        # Loaders scale by alpha / rank; equal numbers leave the update as it is.
+        # Loaders scale by alpha / rank = 1.
         tensors[f"{key}.alpha"] = torch.tensor(float(matrix.down.shape[0]))
         errors[name] = matrix.error
     kept = {k: v for k, v in adapter.metadata.items() if k not in ("format", "format_version")}
@@ -81,24 +81,24 @@ def export_lora(
 
 
 def token_path(path: Path) -> Path:
-    """Where `export_lora` puts the token that belongs to this LoRA."""
+    """Path of the token file that `export_lora` writes for this LoRA."""
     return path.with_name(f"{path.stem}_token.safetensors")
 
 
 def export_merged(folder: Path, adapter: Adapter, family: Family, *, any_base: bool = False) -> None:
-    """Write a whole diffusers pipeline with the adapter merged in and the placeholder in its vocabulary.
+    """Write a diffusers pipeline with the adapter merged and the placeholder in its vocabulary.
 
     `StableDiffusionPipeline.from_pretrained(folder)` loads it; a one-step student samples with
-    num_inference_steps=1 and guidance_scale=0. The folder appears whole or not at all.
+    num_inference_steps=1 and guidance_scale=0. The folder is written atomically.
     Raises InputError where it exists already.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"out {folder} exists already; choose a new folder.")
     with personalised(family, [adapter], role=adapter.role, any_base=any_base) as model:
-        tokenizer, text = _grown_text_encoder(family, adapter)
+        tokenizer, text = _extended_text_encoder(family, adapter)
         scheduler = EulerDiscreteScheduler(
             **{k: v for k, v in family.architecture.scheduler.items() if k.startswith(("beta_", "num_train"))},
-            steps_offset=1,  # as in the published configurations; trailing spacing does not read it
+            steps_offset=1,  # as in the published configurations; unused with trailing spacing
             prediction_type=model.denoiser.schedule.prediction_type,
             timestep_spacing="trailing",
         )
@@ -114,16 +114,15 @@ def export_merged(folder: Path, adapter: Adapter, family: Family, *, any_base: b
         )
         with replacing_folder(folder) as temporary:
             pipeline.save_pretrained(temporary, safe_serialization=True)
-            _add_older_names(temporary, tokenizer, text)
+            _save_for_transformers_4(temporary, tokenizer, text)
             notice, licences = adapter.metadata.get("notice", NOTICE), adapter.metadata.get("base_licences", "unknown")
             write_text(temporary / "NOTICE.txt", f"{notice}\nLicences of the base models: {licences}\n")
 
 
-def _add_older_names(folder: Path, tokenizer: CLIPTokenizer, text: CLIPTextModel) -> None:
-    """Save tokenizer and text encoder as transformers before version 5 does, which version 5 reads as well.
+def _save_for_transformers_4(folder: Path, tokenizer: CLIPTokenizer, text: CLIPTextModel) -> None:
+    """Save tokenizer and text encoder in the format of transformers before version 5, which version 5 also reads.
 
-    The tools that a merged folder is for often bring an older transformers, and that would take the new names for a
-    text encoder without weights.
+    Tools that load a merged folder often have an older transformers, which would not find the weights under new names.
     """
     if not (folder / "tokenizer" / "vocab.json").is_file():
         tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
@@ -133,14 +132,14 @@ def _add_older_names(folder: Path, tokenizer: CLIPTokenizer, text: CLIPTextModel
     write_tensors(folder / "text_encoder" / "model.safetensors", tensors, {"format": "pt"})
 
 
-def _grown_text_encoder(family: Family, adapter: Adapter) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """A tokenizer and text encoder of their own, with the placeholder's rows at the end of the vocabulary.
+def _extended_text_encoder(family: Family, adapter: Adapter) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """Copies of tokenizer and text encoder with the placeholder's embeddings appended to the vocabulary.
 
-    A placeholder of several rows becomes several words, as diffusers' textual inversion has it: <new1> <new1>_1 ...
+    A placeholder of several rows becomes several words, as in diffusers' textual inversion: <new1> <new1>_1 ...
     """
     tokenizer = copy.deepcopy(family.text.tokenizer)
     words = [adapter.placeholder] + [f"{adapter.placeholder}_{i}" for i in range(1, len(adapter.token_embeddings))]
-    # Found in prompts by the rules of TextEncoder.with_placeholders.
+    # Matched in prompts as in TextEncoder.with_placeholders.
     tokenizer.add_tokens([AddedToken(w, normalized=True, single_word=adapter.placeholder.isalnum()) for w in words])
     text = copy.deepcopy(family.text.model)
     table = family.text.table

@@ -1,8 +1,8 @@
-"""The adapter file: weight differences and the token's rows in one safetensors file, read with every check.
+"""The adapter file: weight differences and token embeddings in one safetensors file, fully checked when read.
 
-Keys: `diffusion_model.<module>.diff` (and `.diff_b` for biases) in the original layout's names, which ComfyUI's stock
-Load LoRA maps as they are; low-rank updates as `.lora_up.weight`, `.lora_down.weight`; and the token's rows under
-`clip_h` (SD 2.x) or `clip_l` (SD 1.x), where ComfyUI's `embedding:name` looks for them.
+Keys: `diffusion_model.<module>.diff` (and `.diff_b` for biases) in the original layout's names, which ComfyUI's Load
+LoRA node reads directly; low-rank updates as `.lora_up.weight`, `.lora_down.weight`; token embeddings as `clip_h`
+(SD 2.x) or `clip_l` (SD 1.x), the keys of ComfyUI's `embedding:name`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT_VERSION = "1"
 PREFIX = "diffusion_model."
 SUFFIXES = (".diff", ".diff_b", ".lora_up.weight", ".lora_down.weight")
 TOKEN_KEYS = ("clip_h", "clip_l")
-MOST_CHARACTERS = 1000  # of a placeholder or a class noun
+MAX_CHARACTERS = 1000  # of a placeholder or a class noun
 FLOAT_TYPES = ("F32", "F16", "BF16")
 NOTICE = (
     "Trained on a person's photographs of a particular subject; share it only with the right to. It is a derivative of "
@@ -40,11 +40,11 @@ REQUIRED = ("format", "format_version", "role", "placeholder", "class_noun", "ba
 
 @dataclass(frozen=True)
 class Adapter:
-    """What one model learned.
+    """The trained difference of one model from its base.
 
     deltas: original name of a parameter -> effective minus original value, float32.
     factors: original name of a parameter -> (up, down) of a low-rank update; exclusive with `deltas`.
-    rows: the placeholder's embeddings (vectors, width). metadata: as in the file, all strings.
+    token_embeddings: the placeholder's embeddings (vectors, width). metadata: as in the file, all strings.
     """
 
     token_embeddings: Tensor
@@ -55,27 +55,27 @@ class Adapter:
 
     @property
     def placeholder(self) -> str:
-        """The word that means the concept."""
+        """The word for the concept in prompts."""
         return self.metadata["placeholder"]
 
     @property
     def class_noun(self) -> str:
-        """What the concept is."""
+        """The class noun of the concept."""
         return self.metadata["class_noun"]
 
     @property
     def role(self) -> str:
-        """Which model it belongs to: "student" or "teacher"."""
+        """The model that it changes: "student" or "teacher"."""
         return self.metadata["role"]
 
     @property
     def base_model(self) -> str:
-        """The name of the checkpoint that it was trained on, for messages."""
+        """Name of the base checkpoint, for messages."""
         return shortened(self.metadata.get("base_model", "unknown"))
 
     @property
     def base_blocks(self) -> dict[str, str]:
-        """The fingerprint of each block of the UNet that it was trained on; empty where the file does not say."""
+        """Fingerprint of each block of the base UNet; empty where the file has none."""
         try:
             blocks = json.loads(self.metadata.get("base_blocks", "{}"))
         except (ValueError, RecursionError):
@@ -89,8 +89,8 @@ class Adapter:
     def unet_deltas(self, architecture: Architecture, names: Mapping[str, Any]) -> dict[str, Tensor]:
         """The differences by diffusers' names.
 
-        names: the UNet's state dictionary (or any mapping with its names).
-        Raises InputError where a tensor has no place in this UNet.
+        names: the UNet's state dictionary, or a mapping with its names.
+        Raises InputError for a tensor whose parameter this UNet does not have.
         """
         to_diffusers = {there: here for here, there in layout.unet_names(names, architecture).items()}
         deltas = self.all_deltas()
@@ -104,7 +104,7 @@ class Adapter:
 
 
 def describe_run(family: Family, role: str, settings: Mapping[str, Any], stage: str, iterations: int) -> dict[str, str]:
-    """The metadata of an adapter of this run; no times or paths, so that equal runs give equal files."""
+    """Metadata of an adapter of this run; without times and paths, so that equal runs give equal files."""
     denoiser = family.student if role == "student" else family.teacher
     assert denoiser is not None
     licences = {"student": family.student.licence}
@@ -136,9 +136,9 @@ def describe_run(family: Family, role: str, settings: Mapping[str, Any], stage: 
 
 
 def _model_name(origin: str, otherwise: str) -> str:
-    """A checkpoint's name without the folders that it lies in; `otherwise` where it came from no file."""
+    """A checkpoint's file or folder name; `otherwise` where it was not read from a file."""
     path = Path(origin)
-    # The hub's cache keeps a model at models--owner--name/snapshots/<commit>.
+    # The hub cache's path of a model: models--owner--name/snapshots/<commit>.
     repository = next((p.name for p in path.parents if p.name.startswith("models--")), "")
     if repository:
         return repository.removeprefix("models--").replace("--", "/", 1)
@@ -146,7 +146,7 @@ def _model_name(origin: str, otherwise: str) -> str:
 
 
 def write_adapter(path: Path, adapter: Adapter, architecture: Architecture) -> None:
-    """Write an adapter atomically. Raises StorageError where it cannot be written; an earlier file then stays."""
+    """Write an adapter atomically. Raises StorageError where it cannot be written; an earlier file is kept."""
     tensors: dict[str, Tensor] = {}
     for name, delta in adapter.deltas.items():
         module, _, leaf = name.rpartition(".")
@@ -162,8 +162,8 @@ def write_adapter(path: Path, adapter: Adapter, architecture: Architecture) -> N
 def read_adapter(path: str | Path) -> Adapter:
     """Read an adapter file.
 
-    Raises InputError naming what is wrong: no adapter, another version, unknown or unpaired names, shapes, dtypes,
-    values that are not finite. Fit with a base model is checked when the adapter is applied.
+    Raises InputError for a file that is not an adapter, another format version, unknown or unpaired names, wrong shapes
+    or dtypes, and values that are not finite. The match with a base model is checked when the adapter is applied.
     """
     path = Path(path)
     if not path.is_file():
@@ -186,9 +186,9 @@ def read_adapter(path: str | Path) -> Adapter:
     if metadata["role"] not in ("student", "teacher"):
         raise InputError(f"{path} is for the role {quoted(metadata['role'])}; expected student or teacher.")
     for key in ("placeholder", "class_noun"):
-        if len(metadata[key]) > MOST_CHARACTERS:
+        if len(metadata[key]) > MAX_CHARACTERS:
             raise InputError(
-                f"{path}: its {key} has {len(metadata[key])} characters; expected at most {MOST_CHARACTERS}; save it "
+                f"{path}: its {key} has {len(metadata[key])} characters; expected at most {MAX_CHARACTERS}; save it "
                 "again with the program that made it."
             )
     for name, info in header.tensors.items():

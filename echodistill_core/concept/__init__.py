@@ -1,1 +1,1 @@
-"""The concept: the photographs, what they show, the word that will mean it, and the captions it is taught with."""
+"""The concept: reading photographs, training images, captions and augmentation."""

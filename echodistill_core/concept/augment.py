@@ -1,4 +1,4 @@
-"""Custom Diffusion's augmentation: a photograph made smaller on a grey canvas or larger, with words that say so."""
+"""Custom Diffusion's augmentation: a photograph shrunk on a grey canvas or enlarged, with matching caption words."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from torch import Tensor
 SHRINK_SHARE = 2 / 3  # of the draws; the rest enlarge
 SHRINK_RANGE = (1 / 3, 1.0)  # of the side, uniformly
 ENLARGE_RANGE = (1.2, 1.4)
-FAR_BELOW = 0.6  # a photograph smaller than this share of the canvas is called far away
+FAR_BELOW = 0.6  # below this share of the canvas, the caption says "far away"
 FAR_WORDS = ("far away", "very small")
 NEAR_WORDS = ("zoomed in", "close up")
 
 
 @dataclass(frozen=True)
 class View:
-    """One draw of a photograph.
+    """One augmented view of a photograph.
 
-    pixels: (3, S, S) in [-1, 1]; the canvas is 0. mask: (1, s, s) float, 1 on latents that lie wholly inside the
-    photograph. words: what to write before the caption, or "". mirrored: None where it was resized as well, by an
-    amount that will not come again.
+    pixels: (3, S, S) in [-1, 1]; the canvas is 0. mask: (1, s, s) float, 1 on latents that are wholly inside the
+    photograph. words: prefix of the caption, or "". mirrored: None for a resized view, which is not repeated.
     """
 
     pixels: Tensor
@@ -32,7 +31,7 @@ class View:
     mirrored: bool | None = None
 
     def name(self, photograph: Hashable) -> Hashable:
-        """A name of this view of the photograph of this name, the same when it comes again; None if it never does."""
+        """A key of this view of the named photograph, equal for equal views; None for a view that is not repeated."""
         return None if self.mirrored is None else (photograph, self.mirrored)
 
 
@@ -42,7 +41,7 @@ def to_unit(image: Tensor) -> Tensor:
 
 
 def plain_view(image: Tensor, factor: int, mirror: bool) -> View:
-    """The photograph as it is, or mirrored. image: uint8 (3, S, S); factor: pixels per latent."""
+    """The photograph without resizing, mirrored on request. image: uint8 (3, S, S). factor: pixels per latent."""
     pixels = to_unit(image.flip(-1) if mirror else image)
     side = image.shape[-1] // factor
     return View(pixels, torch.ones(1, side, side), "", mirror)
@@ -51,8 +50,8 @@ def plain_view(image: Tensor, factor: int, mirror: bool) -> View:
 def draw_view(image: Tensor, factor: int, generator: torch.Generator, *, flip: bool, resize: bool) -> View:
     """Draw an augmented view of image, uint8 (3, S, S), S a multiple of `factor`.
 
-    Two thirds of the draws shrink it to S/3..S at a random place of a grey canvas, one third enlarges it 1.2 to 1.4
-    times and cuts a random window. Takes the same count of random numbers from `generator` whatever is drawn.
+    Two thirds of the draws shrink it to S/3..S at a random position on a grey canvas, one third enlarges it by 1.2 to
+    1.4 and crops a random window. Always takes the same number of random values from `generator`.
     """
     mirror, kind, amount, across, down, word = torch.rand(6, generator=generator).tolist()
     view = plain_view(image, factor, flip and mirror < 0.5)
@@ -74,9 +73,9 @@ def draw_view(image: Tensor, factor: int, generator: torch.Generator, *, flip: b
 
 
 def inside_mask(cells: int, factor: int, left: int, top: int, side: int) -> Tensor:
-    """(1, cells, cells): 1 where a latent's factor x factor pixels lie wholly inside the square, else 0.
+    """(1, cells, cells): 1 where a latent's factor x factor pixels are wholly inside the square, else 0.
 
-    A square too small to hold a whole cell marks the cell that its centre is in, so that the mask is never empty.
+    A square without a whole cell marks the cell at its centre, so that the mask is never empty.
     """
     start = torch.arange(cells) * factor
     columns = (start >= left) & (start + factor <= left + side)
@@ -88,6 +87,6 @@ def inside_mask(cells: int, factor: int, left: int, top: int, side: int) -> Tens
 
 
 def _resized(pixels: Tensor, side: int) -> Tensor:
-    # Bicubic overshoots at edges; the range of a photograph is kept.
+    # Bicubic interpolation overshoots at edges; clamp to the range of a photograph.
     out = F.interpolate(pixels[None], size=(side, side), mode="bicubic", antialias=True, align_corners=False)
     return out[0].clamp(-1, 1)

@@ -1,18 +1,18 @@
-"""What a file holds by its first bytes, whatever it is called, and the way from there to a photograph."""
+"""Recognises a file's format by its first bytes, and the advice for unreadable formats."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-HEAD = 4096  # bytes that `recognise` has a use for
+HEAD = 4096  # bytes that `recognise` reads at most
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds. name: as in "it is ...", with its article. readable: Pillow's name of a format that is read.
+    """The content of a file. name: with its article, as in "it is ...". readable: Pillow's format name, or "".
 
-    advice: what to do where it cannot be read, as in "..., to be exported as JPEG first"; empty where there is no way.
+    advice: remedy where it cannot be read, as in "export it as JPEG"; empty for none.
     """
 
     name: str
@@ -29,7 +29,7 @@ _VIDEO = Content("a video", advice="save single frames as JPEG or PNG")
 _ARCHIVE = Content("an archive", advice="unpack it")
 _PAGE = Content("a web page or XML", advice="download the picture itself")
 
-# The kinds that a few fixed bytes at the beginning tell. A pattern matches from the first byte on.
+# Magic bytes. A pattern matches from the first byte.
 _PATTERNS: list[tuple[bytes, Content]] = [
     (rb"\xff\xd8\xff", Content("a JPEG picture", "JPEG")),
     (rb"\x89PNG\r\n\x1a\n", Content("a PNG picture", "PNG")),
@@ -50,13 +50,13 @@ _PATTERNS: list[tuple[bytes, Content]] = [
     (rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|Rar!|7z\xbc\xaf|BZh|\xfd7zXZ\0", _ARCHIVE),
 ]
 
-# ISO base media files say in their first box which standard they follow (ISO 14496-12, 4.3).
+# The first box of an ISO base media file names its brands (ISO 14496-12, 4.3).
 _BRANDS = {b"avif": _AVIF, b"avis": _AVIF, b"crx ": RAW}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
 
 
 def recognise(head: bytes) -> Content | None:
-    """What a file that begins with these bytes holds; HEAD bytes are enough. None for what is not known here."""
+    """The content of a file that begins with these bytes; HEAD bytes are enough. None for an unknown format."""
     if head[4:8] == b"ftyp":
         return _media(head)
     for pattern, content in _PATTERNS:
@@ -73,18 +73,18 @@ def recognise(head: bytes) -> Content | None:
 
 
 def _media(head: bytes) -> Content:
-    """What a file with a box `ftyp` holds, by its major brand and then the compatible ones."""
+    """The content of a file with a box `ftyp`, by its major brand, then its compatible brands."""
     size = int.from_bytes(head[:4], "big")
     compatible = [head[at : at + 4] for at in range(16, min(size, len(head) - 3), 4)]
     if head[8:12] in _BRANDS:
         return _BRANDS[head[8:12]]
-    if head[8:12] in _HEIF_BRANDS:  # mif1 names the container alone: what is in it comes after
+    if head[8:12] in _HEIF_BRANDS:  # mif1 is only the container; the compatible brands name the codec
         return _AVIF if {b"avif", b"avis"} & set(compatible) else _HEIF
     return next((_BRANDS[brand] for brand in compatible if brand in _BRANDS), _VIDEO)
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether bytes are UTF-8, possibly cut within a character, without control characters."""
+    """Whether bytes are UTF-8 without control characters; the last character may be cut."""
     try:
         text = head[: len(head) - 3].decode() if len(head) >= HEAD else head.decode()
     except UnicodeDecodeError as error:

@@ -1,9 +1,9 @@
-"""Any common image format as upright 8-bit sRGB without alpha, with size limits that are checked before decoding.
+"""Decodes common image formats to upright 8-bit sRGB without alpha. Size limits are checked before decoding.
 
-Everything unusual is settled here, once. Alpha lies on white. 16-bit grey is scaled instead of clipped; of 16-bit
-colour Pillow keeps the upper eight bits. Embedded colour profiles are applied to the 8-bit values before alpha is
-(see `profiles`); a colour space that only Exif data or the PNG chunks gAMA, cHRM and cICP name is not. EXIF turns the
-picture upright, and of an animation the first frame counts.
+Alpha is composited on white. 16-bit grey is scaled, not clipped; of 16-bit colour Pillow keeps the upper eight bits.
+Embedded colour profiles are applied to the 8-bit values before alpha (see `profiles`); colour spaces named only in Exif
+data or the PNG chunks gAMA, cHRM and cICP are ignored. The EXIF orientation is applied. An animation gives its first
+frame.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from ..messages import shortened
 from . import jpeg, png, profiles
 from .contents import HEAD, RAW, Content, recognise
 
-MAX_PIXELS = 64_000_000  # of one image. Below Pillow's MAX_IMAGE_PIXELS, which some programs lift; this one stays.
-MIN_SIDE = 64  # pixels. A smaller picture would be enlarged eightfold or more, and the model would learn the blur.
+MAX_PIXELS = 64_000_000  # per image; below Pillow's MAX_IMAGE_PIXELS, which some host programs disable
+MIN_SIDE = 64  # pixels; the model would learn the blur of smaller images, enlarged eightfold or more
 
-# Pillow's names of the formats that photographs come in. HEIF and JXL are there only where a plugin registered them.
-# The others stay shut: they include PostScript, which Pillow hands to an interpreter, and video and data containers.
+# Pillow's names of photograph formats. HEIF and JXL need a plugin. An allow-list for safety: Pillow's other formats
+# include PostScript, which it passes to an interpreter, and video and data containers.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
 
-# Pillow takes most camera raw files for TIFF and would return the small preview inside, so they are never opened.
+# Pillow opens most camera raw files as TIFF and returns the small preview, so they are never opened.
 RAW_SUFFIXES = frozenset(
     {".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".rwl", ".pef"}
     | {".srw", ".3fr", ".iiq", ".erf", ".kdc", ".mrw", ".x3f"}
 )
-# Plugins that teach Pillow a format; they are imported when a file of it is met.
+# Pillow plugins by format, imported on the first file of the format.
 _PLUGINS = {"HEIF": "pillow_heif", "AVIF": "pillow_avif", "JXL": "pillow_jxl"}
 
 _decoding = threading.Lock()
 
 
 class UnusableError(InputError):
-    """A file that gives no photograph; among usable ones it is left out instead of stopping the run.
+    """A file that cannot be used as a photograph. A run with other usable files leaves it out.
 
-    reason: why, as the end of a sentence.
+    reason: the end of a sentence.
     """
 
     def __init__(self, path: Path, reason: str, message: str = "") -> None:
@@ -56,7 +56,7 @@ class UnusableError(InputError):
 
 
 def decode(path: Path) -> tuple[Image.Image, list[str]]:
-    """The picture in a regular file as mode RGB without metadata, and notes for the user.
+    """Decode a regular file to mode RGB without metadata. Returns the image and notes for the user.
 
     Raises UnusableError for a file that cannot be decoded or is damaged, has a side under MIN_SIDE pixels, or has more
     than MAX_PIXELS pixels (or more than Pillow's own limit, where that is lower).
@@ -65,7 +65,7 @@ def decode(path: Path) -> tuple[Image.Image, list[str]]:
         raise _raw(path)
     content = None
     try:
-        # Pillow gets the open file: given a path it maps grey and CMYK TIFFs into memory and scrambles the turned ones.
+        # An open file, not a path: with a path, Pillow memory-maps grey and CMYK TIFFs and scrambles rotated ones.
         with _strict_pillow(), path.open("rb") as file:
             content = recognise(file.read(HEAD))
             file.seek(0)
@@ -74,10 +74,10 @@ def decode(path: Path) -> tuple[Image.Image, list[str]]:
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # Pillow raises these while it opens the file, so only its message knows the size.
+        # Pillow raises these before returning an image, so the size is only in the message.
         found = re.search(r"\((\d+) pixels\)", str(error))
         raise _too_large(path, f"{int(found[1]):,}" if found else "far too many") from error
-    except Exception as error:  # on a malformed file Pillow's decoders raise almost anything
+    except Exception as error:  # Pillow's decoders raise many types on malformed files
         raise UnusableError(path, _reason(path, content, error)) from error
 
 
@@ -88,10 +88,10 @@ def readable_suffixes() -> set[str]:
 
 
 def _decode(path: Path, file: BinaryIO, content: Content | None) -> tuple[Image.Image, list[str]]:
-    """`decode` for an open file. Pillow has to be strict. Raises whatever Pillow does."""
+    """`decode` for an open file, within `_strict_pillow`. Raises UnusableError and Pillow's exceptions."""
     embedded: bytes | png.ProfileError | None = None
     kind = content.readable if content else ""
-    view, embedded = png.without_text(file) if kind == "PNG" else (file, None)
+    view, embedded = png.strip_text(file) if kind == "PNG" else (file, None)
     with Image.open(view, formats=_readable_formats()) as opened:
         _check_size(path, *opened.size)
         if opened.format == "TIFF" and _is_raw(opened):
@@ -102,7 +102,7 @@ def _decode(path: Path, file: BinaryIO, content: Content | None) -> tuple[Image.
         opened.load()
         if kind == "JPEG":
             file.seek(0)
-            damage = jpeg.damage(file.read(jpeg.MAX_BYTES))
+            damage = jpeg.find_damage(file.read(jpeg.MAX_BYTES))
             if damage:
                 raise UnusableError(path, f"it is damaged: {damage}")
         image = _plain_mode(ImageOps.exif_transpose(opened), full_scale, inverted)
@@ -115,7 +115,7 @@ def _decode(path: Path, file: BinaryIO, content: Content | None) -> tuple[Image.
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
-    """Raise UnusableError for a size out of MIN_SIDE and MAX_PIXELS, in pixels."""
+    """Raise UnusableError for a side under MIN_SIDE or an area over MAX_PIXELS, in pixels."""
     if width * height > MAX_PIXELS:
         raise _too_large(path, f"{width}x{height} = {width * height:,}")
     if min(width, height) < MIN_SIDE:
@@ -141,36 +141,36 @@ def _raw(path: Path) -> UnusableError:
 
 
 def _is_raw(image: Any) -> bool:
-    """Whether an opened TIFF is a camera's raw file under another name: a DNG, or one that begins with its preview."""
+    """Whether an opened TIFF is a camera raw file: a DNG, or a file whose first image is a preview."""
     tags = image.tag_v2
-    # DNGVersion; else NewSubfileType of a reduced picture, with the full one in a sub-directory (TIFF/EP).
+    # DNGVersion; or NewSubfileType 1 (reduced image) with the full image in a SubIFD (TIFF/EP).
     return 50706 in tags or (tags.get(254) == 1 and 330 in tags)
 
 
 def _import_plugin(content: Content | None) -> None:
-    """Teach Pillow the format of a file by a plugin, where one is installed. The whole process has it from then on."""
+    """Register an installed Pillow plugin for the file's format; the registration is process-wide."""
     Image.init()
     name = content.readable if content else ""
     if name not in _PLUGINS or name in Image.OPEN:
         return
     try:
         plugin = importlib.import_module(_PLUGINS[name])
-        if name == "HEIF":  # the others register themselves when they are imported
+        if name == "HEIF":  # the others register on import
             plugin.register_heif_opener()
-    except Exception:  # it is not there, or its libraries do not load: the file is named as one that cannot be read
+    except Exception:  # not installed or broken: the file is then reported as unreadable
         return
 
 
 def _readable_formats() -> list[str]:
     """Those of FORMATS that this Pillow can open."""
-    Image.init()  # Image.OPEN is filled lazily
+    Image.init()  # fills Image.OPEN
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Within this, a file that is cut off is an error, and so is Pillow's warning of a decompression bomb."""
-    # A host program may have told Pillow to fill what is missing with grey; the model would learn the grey.
+    """Make truncated files and Pillow's decompression-bomb warning errors."""
+    # Host programs may set LOAD_TRUNCATED_IMAGES, which fills missing parts with grey; the model would learn the grey.
     with _decoding, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
@@ -181,24 +181,24 @@ def _strict_pillow() -> Iterator[None]:
 
 
 def _grey_scale(image: Image.Image) -> tuple[int, bool]:
-    """The largest grey value that an opened file of mode I or I;16 can hold, and whether 0 is white (TIFF 6.0)."""
+    """The largest grey value of an opened file of mode I or I;16, and whether 0 is white (TIFF 6.0)."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(258, (16,))[0]  # BitsPerSample; Pillow widens 12 bits to 16 without scaling them
     return (4095 if bits == 12 else 65535), tags.get(262) == 0  # PhotometricInterpretation: WhiteIsZero
 
 
 def _plain_mode(image: Image.Image, full_scale: int, inverted: bool) -> Image.Image:
-    """An image of any mode as L, LA, RGB, RGBA or CMYK with 8 bits a channel, its values in the file's colour space.
+    """An image of any mode as L, LA, RGB, RGBA or CMYK with 8 bits per channel, in the file's colour space.
 
-    full_scale: the white of modes I and I;16, in which Pillow holds grey of 12 and 16 bits. inverted: 0 is white there.
-    Raises ValueError, worded as a reason, for floating-point images (mode F), for grey values outside 0..full_scale,
-    and where Pillow knows no conversion.
+    full_scale: white in modes I and I;16, Pillow's modes of 12- and 16-bit grey. inverted: 0 is white in these modes.
+    Raises ValueError with a reason for floating-point images (mode F), grey values outside 0..full_scale, and modes
+    without a conversion in Pillow.
     """
     if image.mode == "F":
         raise ValueError("it holds floating-point values, which name no white; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):
         image = _grey_to_8_bits(image, full_scale, inverted)
-    if image.mode == "La":  # Pillow converts premultiplied grey to LA only
+    if image.mode == "La":  # Pillow converts mode La to LA only
         image = image.convert("LA")
     if image.mode == "LA":
         return image
@@ -212,26 +212,26 @@ def _plain_mode(image: Image.Image, full_scale: int, inverted: bool) -> Image.Im
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """A picture as RGB, alpha composited on white, metadata dropped."""
+    """An image as RGB, alpha composited on white, without metadata."""
     if image.mode in ("LA", "RGBA"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
-    image.info = {}  # where and when a photograph was taken must not travel into anything made from it
+    image.info = {}  # privacy: place and time of a photograph must not reach derived files
     return image
 
 
 def _grey_to_8_bits(image: Image.Image, full_scale: int, inverted: bool) -> Image.Image:
-    """Mode I or I;16 as L, 0..full_scale to 0..255 and rounded; as LA where one grey value is declared transparent."""
+    """Mode I or I;16 as L, 0..full_scale scaled to 0..255 and rounded; LA for declared transparency."""
     grey = np.asarray(image)
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > full_scale:
-        # 32-bit integers have no agreed white, and guessing one from the values would make each picture its own.
+        # 32-bit integers have no standard white, and a white from the values would differ between images.
         raise ValueError(f"its grey values span {low} to {high} instead of 0 to {full_scale}; save it with 8 bits")
     scaled = ((grey.astype(np.uint32) * 255 + full_scale // 2) // full_scale).astype(np.uint8)
     if inverted:
         scaled = 255 - scaled
-    transparent = image.info.get("transparency")  # compared before scaling: one value, not all that round to it
+    transparent = image.info.get("transparency")  # compared before scaling: only the exact value is transparent
     if transparent is None:
         return Image.fromarray(scaled)
     alpha = np.where(grey == transparent, 0, 255).astype(np.uint8)
@@ -239,7 +239,7 @@ def _grey_to_8_bits(image: Image.Image, full_scale: int, inverted: bool) -> Imag
 
 
 def _reason(path: Path, content: Content | None, error: Exception) -> str:
-    """Why a file could not be read, as the end of a sentence."""
+    """The reason why a file could not be read, as the end of a sentence."""
     if isinstance(error, UnidentifiedImageError):
         if path.stat().st_size == 0:
             return "it is empty"
@@ -253,6 +253,6 @@ def _reason(path: Path, content: Content | None, error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory to decode it"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # the system's own words: permission denied, input/output error
+        return error.strerror  # the operating system's message, such as permission denied
     reason = shortened(error).rstrip(".") or type(error).__name__
     return reason if isinstance(error, ValueError) else f"it is damaged or cut off ({reason})"

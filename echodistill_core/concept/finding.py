@@ -1,4 +1,4 @@
-"""Which files of a folder are photographs, by their names and, under odd names, by their first bytes."""
+"""Finds the photographs in a folder, by extension or, for other extensions, by the first bytes."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from ..messages import shortened
 from .contents import HEAD, RAW, Content, recognise
 from .decoding import FORMATS, RAW_SUFFIXES, readable_suffixes
 
-# Photographs to a user, whether or not Pillow knows them: they are named when they cannot be read, not skipped.
+# Photographs even where Pillow lacks the format: they are reported as unreadable, not skipped.
 UNDECODED_SUFFIXES = frozenset({".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2"})
-# Pictures that cameras write beside a video or a raw file, of 160 x 120 pixels.
+# Thumbnails of 160 x 120 pixels that cameras write for videos and raw files.
 _THUMBNAIL_SUFFIXES = frozenset({".thm"})
 
-ODD_NAME = "read for its content, because its name has no picture's ending"
+UNUSUAL_NAME = "read for its content, because its name has no picture's ending"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file that was named or found. reason: why it cannot be opened, if so. note: for the user, if there is one."""
+class Candidate:
+    """A file that may be a photograph. reason: why it cannot be opened, or "". note: for the user, or ""."""
 
     path: Path
     reason: str = ""
     note: str = ""
 
 
-def resolve_source(source: str | Path | Sequence[str | Path]) -> list[Found]:
-    """What `source` names, in the order of `find_photographs`, with those that cannot be opened among them.
+def resolve_source(source: str | Path | Sequence[str | Path]) -> list[Candidate]:
+    """The files of `source` in the order of `find_photographs`, including those that cannot be opened.
 
-    Raises InputError as `find_photographs` does, but not where a folder holds only such as cannot be opened.
+    Raises InputError as `find_photographs` does, except for a folder whose files cannot be opened.
     """
     one = isinstance(source, (str, Path))
     paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(path) for path in source]
-    if not paths or (one and not str(source).strip()):  # Path("") would be the current folder
+    if not paths or (one and not str(source).strip()):  # Path("") is the current folder
         raise InputError("no photographs were named; give a folder of images, an image file, or a list of files.")
     try:
         if one and paths[0].is_dir():
             return _photographs_in(paths[0])
         for path in paths:
             _check_file(path)
-    except OSError as error:  # a folder that may not be read, a name longer than the system allows
+    except OSError as error:  # for example no permission, or a name that is too long
         raise InputError(
             f"the photographs at {shortened(error.filename)} cannot be reached: {error.strerror}."
         ) from error
-    return [Found(path) for path in paths]
+    return [Candidate(path) for path in paths]
 
 
-def why_not_a_file(path: Path) -> str:
-    """Why nothing can be read from `path`, as the end of a sentence; empty for a regular file, links followed."""
+def unreadable_reason(path: Path) -> str:
+    """Why `path` cannot be read, as the end of a sentence; "" for a regular file, following links."""
     try:
         if path.is_file():
             return ""
@@ -61,25 +61,25 @@ def why_not_a_file(path: Path) -> str:
             return "it is a folder"
         if path.exists():
             return "it is not a regular file"
-    except OSError as error:  # a folder on the way that may not be entered, a name longer than the system allows
+    except OSError as error:  # for example no permission on a parent folder, or a name that is too long
         return error.strerror or type(error).__name__
     return f"it {why_missing(path)}" if path.is_symlink() else "there is no such file"
 
 
-def _photographs_in(folder: Path) -> list[Found]:
-    """The photographs of a folder in natural order. Raises InputError if there is no picture among its files."""
+def _photographs_in(folder: Path) -> list[Candidate]:
+    """The photographs of a folder in natural order. Raises InputError for a folder without images."""
     entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
     suffixes = readable_suffixes() | UNDECODED_SUFFIXES | RAW_SUFFIXES
     found = []
     for path in entries:
         if path.suffix.lower() in suffixes:
-            found.append(Found(path, why_not_a_file(path)))
+            found.append(Candidate(path, unreadable_reason(path)))
         elif (
-            not why_not_a_file(path)
+            not unreadable_reason(path)
             and path.suffix.lower() not in _THUMBNAIL_SUFFIXES
             and _is_picture(content_of(path))
         ):
-            found.append(Found(path, note=ODD_NAME))
+            found.append(Candidate(path, note=UNUSUAL_NAME))
     if not found:
         files = sum(not path.is_dir() for path in entries)
         holds = f"holds {files} files, none of them an image" if files else "is empty"
@@ -90,7 +90,7 @@ def _photographs_in(folder: Path) -> list[Found]:
 
 
 def content_of(path: Path) -> Content | None:
-    """What a regular file holds, by its first bytes. None for a file that cannot be read or is not known."""
+    """The content of a regular file, by its first bytes. None for an unreadable file or an unknown format."""
     try:
         with path.open("rb") as file:
             return recognise(file.read(HEAD))
@@ -99,22 +99,22 @@ def content_of(path: Path) -> Content | None:
 
 
 def _is_picture(content: Content | None) -> bool:
-    """Whether a file under any name counts as a photograph: of a format that is read, or a camera's raw file."""
+    """Whether a content counts as a photograph: a readable format, or a camera raw file."""
     return content is not None and (content.readable in FORMATS or content is RAW)
 
 
 def _natural_key(path: Path) -> tuple[list[str | int], str]:
-    """Sort key in which 2.jpg precedes 10.jpg, a.jpg B.jpg, and dog.jpg dog2.jpg; ties go by the whole name."""
-    # macOS hands out names decomposed, others as written: without a normal form, accents would sort differently.
+    """Sort key: 2.jpg before 10.jpg, a.jpg before B.jpg, dog.jpg before dog2.jpg; ties by the whole name."""
+    # macOS returns decomposed names, other systems names as written: normalise for the same order everywhere.
     stem, name = (unicodedata.normalize("NFC", text) for text in (path.stem, path.name))
-    # The split alternates text and digits, beginning with text, so that equal places always hold equal types.
+    # The split alternates text and digits, starting with text, so equal positions have equal types.
     parts = re.split(r"([0-9]+)", stem.casefold())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _check_file(path: Path) -> None:
     """Raise InputError unless `path` is a file."""
-    reason = why_not_a_file(path)
+    reason = unreadable_reason(path)
     if not reason:
         return
     name = shortened(path)

@@ -1,4 +1,4 @@
-"""Sets of square training images: the user's photographs, and later the pool that the student makes."""
+"""Sets of square training images: the user's photographs, or the student's generated pool."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .photographs import Photograph, to_square
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Square images, uint8 (N, 3, S, S), and the caption of each; None where a template is drawn instead."""
+    """Square images, uint8 (N, 3, S, S), with names. captions: None to draw caption templates instead."""
 
     pixels: Tensor
     names: tuple[str, ...]
@@ -25,13 +25,13 @@ class ImageSet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of SHA-256 over size, pixels and captions; file names do not count."""
+        """16 hexadecimal digits of SHA-256 over size, pixels and captions, without file names."""
         digest = hashlib.sha256(f"{tuple(self.pixels.shape)}{self.captions}".encode())
         digest.update(self.pixels.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
 
 def square_images(photographs: Sequence[Photograph], size: int, crop: str) -> ImageSet:
-    """Photographs as squares of `size` pixels, cut or squashed (`to_square`)."""
+    """Photographs as squares of `size` pixels, cropped or squashed (`to_square`)."""
     pixels = torch.stack([to_square(p.image, size, crop) for p in photographs])
     return ImageSet(pixels, tuple(p.name for p in photographs))

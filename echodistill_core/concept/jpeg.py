@@ -1,11 +1,11 @@
-"""Damage inside a JPEG's entropy-coded data, which libjpeg decodes to garbage with warnings that Pillow hides.
+"""Detects damage in a JPEG's entropy-coded data, which libjpeg decodes to garbage with warnings that Pillow hides.
 
-Four things are tested, none of which a sound file shows: markers that may not stand inside a scan or after it, restart
-markers out of order or of the wrong number, long runs of 0x00 or 0xFF bytes that the file's Huffman tables cannot
-mean, and, in a picture of a single baseline scan, data that end before the last row or go on after it.
+Written here because no library reports it. Four tests, which an intact file passes: no forbidden markers inside or
+after a scan; restart markers in order and of the right number; no long runs of 0x00 or 0xFF bytes that the Huffman
+tables do not allow; and, for a single baseline scan, data that end with the last row.
 
-Damage that keeps all of these is not noticed: overwritten bytes that decode to about as many blocks as the lost ones,
-and most damage inside progressive pictures without restart markers, where only markers and runs can be told.
+Not detected: overwritten bytes that decode to about the same number of blocks, and most damage in progressive images
+without restart markers, where only markers and runs are tested.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ from io import BytesIO
 
 from PIL import Image
 
-MAX_BYTES = 256_000_000  # that are worth reading: what lies behind, such as a phone's video, is no part of the picture
+MAX_BYTES = 256_000_000  # read at most; later bytes, such as a phone's video, are not part of the image
 
 _MARKER = re.compile(rb"\xff+([\x01-\xfe])")
 _ZEROS = re.compile(rb"\x00{65}")  # a block of 63 coefficients takes 24 bytes of zeros at most, three blocks take 72
-_LONG_ZEROS = re.compile(rb"\x00{257}")  # refinement scans: up to 1000 correction bits of 0 are legal (libjpeg)
+_LONG_ZEROS = re.compile(rb"\x00{257}")  # refinement scans: up to 1000 zero correction bits are legal (libjpeg)
 _FILL = b"\xff" * 16  # fill bytes may precede a marker, one or two in practice
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _BETWEEN_SCANS = {0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # markers that ITU-T T.81 B.2 allows
-_SLACK = 64  # bytes: some encoders pad a scan
+_SLACK = 64  # bytes of padding after a scan, as some encoders write
 _READ_AHEAD = b"\0" * 16  # libjpeg asks for up to 8 bytes more than it decodes
 
 
 @dataclass
 class _Frame:
-    """What the segments before a scan declare. sampling: component to (horizontal, vertical) factors."""
+    """The declarations in the segments before a scan. sampling: component to (horizontal, vertical) factors."""
 
     kind: int = 0  # the low byte of its SOF marker
     width: int = 0
     height: int = 0
     sampling: dict[int, tuple[int, int]] = field(default_factory=dict)
-    first_symbols: dict[tuple[int, int], int] = field(default_factory=dict)  # (class, table) to the code of zeros alone
+    first_symbols: dict[tuple[int, int], int] = field(default_factory=dict)  # (class, table) to symbol
     interval: int = 0  # MCUs between restart markers, 0 for none
 
 
-def damage(data: bytes) -> str | None:
-    """Why the first picture of a JPEG file's bytes is damaged, as the end of a sentence; None where nothing shows it.
+def find_damage(data: bytes) -> str | None:
+    """Why the first image of a JPEG file is damaged, as the end of a sentence; None without detected damage.
 
-    Decodes with Pillow as it is set: ImageFile.LOAD_TRUNCATED_IMAGES has to be False.
+    Decodes with Pillow: ImageFile.LOAD_TRUNCATED_IMAGES has to be False.
     """
     frame, position, scans = _Frame(), 2, 0
     last = (0, 0)
     try:
         while True:
             found = _MARKER.search(data, position)
-            if found is None:  # where the file is merely cut off, Pillow's own error says so
+            if found is None:  # Pillow reports a truncated file
                 return "the segments after its pixels are broken" if position > len(data) else None
             if scans and found.start() != position:
                 return "there are stray bytes between two scans"
@@ -67,7 +67,7 @@ def damage(data: bytes) -> str | None:
             body = data[position + 2 : position + length]
             position += length
             if marker != 0xDA:
-                _read(frame, marker, body)
+                _read_segment(frame, marker, body)
                 continue
             end = _end_of_scan(data, position)
             if end is None:
@@ -77,15 +77,15 @@ def damage(data: bytes) -> str | None:
                 return reason
             last, position, scans = (position, end), end, scans + 1
     except (IndexError, KeyError, ValueError, ZeroDivisionError):
-        # Segments that cannot be followed: libjpeg has its own word on those before the first scan.
+        # Malformed segments; libjpeg reports those before the first scan.
         return "a segment between its scans is broken" if scans else None
     if scans == 1 and frame.kind in (0xC0, 0xC1):
         return _damage_in_length(data, *last)
     return None
 
 
-def _read(frame: _Frame, marker: int, body: bytes) -> None:
-    """Take in what a segment declares. Raises IndexError where it is too short."""
+def _read_segment(frame: _Frame, marker: int, body: bytes) -> None:
+    """Read one segment into `frame`. Raises IndexError where it is too short."""
     if marker in _FRAMES:
         frame.kind = marker
         frame.height, frame.width = (int.from_bytes(body[at : at + 2], "big") for at in (1, 3))
@@ -94,7 +94,7 @@ def _read(frame: _Frame, marker: int, body: bytes) -> None:
     elif marker == 0xC4:
         at = 0
         while at < len(body):
-            # Codes are assigned from zeros upward, so the first symbol listed has the code of zeros alone.
+            # Codes are assigned in increasing order, so the first listed symbol has the all-zeros code.
             frame.first_symbols[body[at] >> 4, body[at] & 15] = body[at + 17]
             at += 17 + sum(body[at + 1 : at + 17])
     elif marker == 0xDD:
@@ -102,7 +102,7 @@ def _read(frame: _Frame, marker: int, body: bytes) -> None:
 
 
 def _end_of_scan(data: bytes, start: int) -> int | None:
-    """Where the marker after the scan begins: the first that is no restart marker. None where there is none."""
+    """Position of the first marker after the scan other than a restart marker, or None."""
     for found in _MARKER.finditer(data, start):
         if not 0xD0 <= found[1][0] <= 0xD7:
             return found.start()
@@ -110,7 +110,7 @@ def _end_of_scan(data: bytes, start: int) -> int | None:
 
 
 def _damage_in_scan(frame: _Frame, header: bytes, data: bytes, start: int, end: int) -> str | None:
-    """What is wrong with the entropy-coded bytes start..end. header: the body of the scan's SOS segment."""
+    """Damage in the entropy-coded bytes start..end, or None. header: the body of the scan's SOS segment."""
     count = header[0]
     components = {header[at]: header[at + 1] for at in range(1, 1 + 2 * count, 2)}
     restarts = [(found.end(), found[1][0] & 7) for found in _MARKER.finditer(data, start, end)]
@@ -118,11 +118,11 @@ def _damage_in_scan(frame: _Frame, header: bytes, data: bytes, start: int, end: 
     expected = (mcus - 1) // frame.interval if frame.interval else 0
     content = len(data[start:end].rstrip(b"\0\xff")) + start  # some encoders pad the last scan
     if len(restarts) == expected + 1 and restarts[-1][0] >= content and frame.interval:
-        restarts.pop()  # and some close it with a restart marker
+        restarts.pop()  # and some end it with a restart marker
     if frame.height and (len(restarts) != expected or any(n != i % 8 for i, (_, n) in enumerate(restarts))):
         return f"its pixels hold {len(restarts)} restart markers, or their order is wrong; {expected} are expected"
     after = data[end:].lstrip(b"\xff")[:1] if data[end : end + len(_FILL)] == _FILL else b"\xd9"
-    if data.find(_FILL, start, end) >= 0 or after != b"\xd9":  # an encoder may fill up to the end of the picture
+    if data.find(_FILL, start, end) >= 0 or after != b"\xd9":  # an encoder may pad up to the end of the image
         return "its pixels hold a long run of FF bytes"
     if zeros_are_illegal(frame.kind, components, header[1 + 2 * count :], frame.first_symbols):
         run = _ZEROS if not (frame.kind == 0xC2 and header[3 + 2 * count] >> 4) else _LONG_ZEROS
@@ -134,11 +134,11 @@ def _damage_in_scan(frame: _Frame, header: bytes, data: bytes, start: int, end: 
 def zeros_are_illegal(
     kind: int, components: dict[int, int], spectral: bytes, first_symbols: dict[tuple[int, int], int]
 ) -> bool:
-    """Whether zero bits alone would mean blocks in which every coefficient is -1, which no picture holds in a row.
+    """Whether a long run of zero bits decodes to blocks whose every coefficient is -1, which no real image has.
 
-    Where the code of zeros means "the rest of the block is 0", a long run is a flat area, and legal.
+    Where the all-zeros code is "end of block", a long run is a flat area and legal.
     kind: the SOF marker's low byte. components: component to its table numbers (DC in the high half). spectral: first
-    and last coefficient, and the approximation bits. first_symbols: (class, table) to the symbol whose code is zeros.
+    and last coefficient, and the approximation bits. first_symbols: (class, table) to the symbol of the all-zeros code.
     """
     if kind not in (0xC0, 0xC1, 0xC2):  # arithmetic coding
         return False
@@ -150,7 +150,7 @@ def zeros_are_illegal(
 
 
 def _mcus(frame: _Frame, components: list[int]) -> int:
-    """How many minimum coded units a scan of these components has (T.81 A.2)."""
+    """Number of minimum coded units in a scan of these components (T.81 A.2)."""
     across, down = (max(factors[i] for factors in frame.sampling.values()) for i in (0, 1))
     if len(components) > 1:
         return -(-frame.width // (8 * across)) * -(-frame.height // (8 * down))
@@ -160,10 +160,10 @@ def _mcus(frame: _Frame, components: list[int]) -> int:
 
 
 def _damage_in_length(data: bytes, start: int, end: int) -> str | None:
-    """Whether a single baseline scan, bytes start..end, ends before the picture's last row or goes on after it."""
+    """Whether a single baseline scan, bytes start..end, ends before the image's last row or continues after it."""
     try:
         return _compare_last_rows(data, start, end)
-    except (OSError, SyntaxError):  # Pillow cannot read the header, and says so when the picture is opened
+    except (OSError, SyntaxError):  # Pillow reports the malformed header when it opens the image
         return None
 
 
@@ -177,11 +177,11 @@ def _compare_last_rows(data: bytes, start: int, end: int) -> str | None:
 
 
 def _last_row(data: bytes) -> Image.Image:
-    """The last row of a picture of cut-off bytes, at an eighth of its size: black where libjpeg did not get so far."""
+    """The last row of a truncated image at an eighth of its size; black where libjpeg did not reach it."""
     with Image.open(BytesIO(data), formats=["JPEG"]) as image:
         image.draft("L", (max(image.width // 8, 1), max(image.height // 8, 1)))
         try:
             image.load()
         except OSError:
-            image.tile = []  # it stays as far as it was decoded
+            image.tile = []  # keeps the decoded part
         return image.crop((0, image.height - 1, image.width, image.height))

@@ -1,4 +1,4 @@
-"""A user's photographs: find them in a folder, read any common format as upright 8-bit sRGB, make them square."""
+"""A user's photographs: find them, decode them to upright 8-bit sRGB, make them square."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ..messages import shortened
 from .decoding import MAX_PIXELS as MAX_PIXELS
 from .decoding import MIN_SIDE as MIN_SIDE
 from .decoding import UnusableError, decode
-from .finding import resolve_source, why_not_a_file
+from .finding import resolve_source, unreadable_reason
 
 CROPS = ("center", "squash")
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """One photograph as the method uses it.
+    """One decoded photograph.
 
-    name: the file's name without its folder. image: mode RGB, 8 bits a channel, sRGB, upright, without metadata.
+    name: the file's name without its folder. image: mode RGB, 8 bits per channel, sRGB, upright, without metadata.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Photograph:
 
 
 def find_photographs(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The photographs that `source` names: a folder's image files, one file, or a list of files.
+    """The photographs of `source`: a folder's image files, one file, or a list of files.
 
-    A folder is read without its subfolders and hidden files, and sorted by name with numbers by value and letters
-    without case, the same on every system. A file there counts as an image by its extension, or else by its first
-    bytes. Files that are named one by one keep their order and may have any extension. All paths are regular files.
+    A folder's subfolders and hidden files are skipped. Its files are in natural order without case, equal on every
+    system; an image is recognised by its extension or its first bytes. Listed files keep their order and may have any
+    extension. All paths are regular files.
 
-    Raises InputError for a path that is missing or neither file nor folder, for a link that leads nowhere, for a folder
-    that cannot be listed, is empty or holds no image file, and for an empty list.
+    Raises InputError for a path that is missing or neither file nor folder, a dangling link, a folder that cannot be
+    listed or has no image file, and an empty list.
     """
     found = resolve_source(source)
     paths = [entry.path for entry in found if not entry.reason]
@@ -54,7 +54,7 @@ def find_photographs(source: str | Path | Sequence[str | Path]) -> list[Path]:
 def load_photograph(path: str | Path) -> Photograph:
     """Read one image file as upright 8-bit sRGB (see `decoding`). Size limits are checked before pixels are decoded.
 
-    A colour profile that was applied or had to be ignored is named by a warning.
+    Warns about a colour profile that was applied or ignored.
     Raises InputError for a file that is missing, cannot be decoded, is damaged or cut off, has a side under MIN_SIDE
     pixels, or has more than MAX_PIXELS pixels (or more than Pillow's own limit, where that is lower).
     """
@@ -65,14 +65,13 @@ def load_photograph(path: str | Path) -> Photograph:
 
 
 def load_photographs(source: str | Path | Sequence[str | Path], limit: int = 0) -> list[Photograph]:
-    """Read the photographs that `source` names (see `find_photographs`): the first `limit` usable ones, 0 for all.
+    """Read the first `limit` usable photographs of `source` (see `find_photographs`); 0 for all.
 
-    Files after the first `limit` usable ones are not opened. Those that cannot be read, are too small or too large, and
-    entries of a folder that are named as pictures but are no files, are left out with a warning that names each and
-    why. A second warning names the files that were read with a note: under an odd name, with another colour profile
-    than sRGB's, or holding the same bytes as an earlier one.
+    Later files are not opened. Files that cannot be read, are too small or too large, and entries with an image's name
+    that are not files, are left out; a warning names each with the reason. A second warning names files with a note: an
+    unusual extension, a colour profile other than sRGB, or the same bytes as an earlier file.
 
-    Raises InputError as `find_photographs` does, and if none can be used.
+    Raises InputError as `find_photographs` does, and if no file can be used.
     """
     if limit < 0:
         raise InputError(f"the number of photographs to use is {limit}; expected 0 for all of them, or more.")
@@ -111,8 +110,8 @@ def load_photographs(source: str | Path | Sequence[str | Path], limit: int = 0) 
 def to_square(image: Image.Image, size: int, crop: str) -> Tensor:
     """An RGB image as a square, resampled with Pillow's Lanczos filter: uint8 (3, size, size), 0..255.
 
-    crop "center": the shorter side becomes `size` and the middle of the longer is kept; "squash": each side becomes
-    `size`, whatever that does to the proportions (the protocol of the paper's evaluation).
+    crop: "center" scales the shorter side to `size` and crops the middle; "squash" scales both sides to `size` and
+    changes the aspect ratio (the protocol of the paper's evaluation).
     Raises InputError for another crop or a size below 1.
     """
     if size < 1:
@@ -128,7 +127,7 @@ def to_square(image: Image.Image, size: int, crop: str) -> Tensor:
 
 def _load(path: Path) -> tuple[Photograph, list[str]]:
     """`load_photograph` with its notes returned. Raises UnusableError."""
-    reason = why_not_a_file(path)  # before it is opened: reading a named pipe would wait for ever
+    reason = unreadable_reason(path)  # before opening: reading a named pipe would block
     if reason:
         raise UnusableError(path, reason)
     image, notes = decode(path)
@@ -136,7 +135,7 @@ def _load(path: Path) -> tuple[Photograph, list[str]]:
 
 
 def _duplicates(paths: list[Path]) -> list[tuple[Path, Path]]:
-    """Each file that holds the same bytes as an earlier one, after that earlier one."""
+    """Pairs (earlier file, later file) with the same bytes."""
     by_size: dict[int, list[Path]] = {}
     for path in paths:
         by_size.setdefault(path.stat().st_size, []).append(path)
@@ -161,5 +160,5 @@ def _none_usable(source: str | Path | Sequence[str | Path], left_out: list[Unusa
 
 
 def _named(left_out: list[UnusableError]) -> str:
-    """Files and why each was left out, as a part of a sentence."""
+    """The files with the reason why each was left out, as part of a sentence."""
     return "; ".join(f"{shortened(error.path.name, 100)} ({error.reason})" for error in left_out)

@@ -1,7 +1,7 @@
-"""PNG files without their text: what Pillow is given instead of the whole file.
+"""A view of a PNG file without its text chunks, for Pillow.
 
-Pillow inflates compressed text and colour profiles while it opens a file, and refuses the picture where they are large,
-as a ComfyUI workflow is. Text is left unread here, except for the two kinds that can say how the picture is turned.
+Pillow inflates compressed text and colour profiles on opening, and refuses the image where they are large, as a ComfyUI
+workflow is. Text chunks are removed here, except the two kinds with an orientation. Written here to bound memory.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ MAX_METADATA = 1_000_000  # bytes inflated, of Exif data or XMP: less than Pillo
 MAX_PROFILE = 16_000_000  # bytes inflated, of a colour profile; the largest in use hold some 3 MB
 
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
-_TURNING = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
+_ORIENTATION = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
 
 
 class ProfileError(ValueError):
-    """A colour profile that cannot be taken out of its file; worded as the end of a sentence."""
+    """A colour profile that cannot be extracted; the message is the end of a sentence."""
 
 
-def without_text(file: BinaryIO) -> tuple[BinaryIO, bytes | ProfileError | None]:
+def strip_text(file: BinaryIO) -> tuple[BinaryIO, bytes | ProfileError | None]:
     """A view of an open PNG file without text, colour profile and oversized Exif data; and the profile's bytes.
 
-    The profile is None where there is none, and an error where it cannot be inflated to at most MAX_PROFILE bytes.
-    Nothing but chunk headers and the profile is read, so the file's size does not matter. Reading the view moves the
-    file's position. A file whose chunks cannot be followed is handed on from there as it is.
+    The profile is None where the file has none, and a ProfileError where it cannot be inflated to at most MAX_PROFILE
+    bytes. Only chunk headers and the profile are read, for files of any size. Reading the view moves the file's
+    position. From the first malformed chunk on, the view equals the file.
     """
     end = file.seek(0, io.SEEK_END)
     pieces = [(0, len(SIGNATURE))]
@@ -52,17 +52,17 @@ def without_text(file: BinaryIO) -> tuple[BinaryIO, bytes | ProfileError | None]
         position = after
         if kind == b"IEND":
             break
-    return io.BufferedReader(_Pieces(file, pieces)), profile
+    return io.BufferedReader(_FileSegments(file, pieces)), profile
 
 
 def _is_oversized(file: BinaryIO, kind: bytes, length: int, kept: set[bytes]) -> bool:
-    """Whether a chunk, whose data come next in the file, stays out. kept: the keywords that were let in so far."""
+    """Whether to remove a chunk; the file is positioned at its data. kept: text keywords kept so far."""
     if kind == b"eXIf":
         return length > MAX_METADATA
     if kind not in _TEXT:
         return False
     keyword = file.read(min(length, 80)).partition(b"\0")[0]
-    if keyword not in _TURNING or keyword in kept or length > MAX_METADATA:
+    if keyword not in _ORIENTATION or keyword in kept or length > MAX_METADATA:
         return True
     file.seek(-min(length, 80), io.SEEK_CUR)
     data = file.read(length)[len(keyword) + 1 :]
@@ -84,7 +84,7 @@ def _profile(data: bytes) -> bytes | ProfileError:
 
 
 def _inflated(data: bytes, limit: int) -> bytes | None:
-    """Data inflated; None where they are broken, incomplete or give more than `limit` bytes."""
+    """Inflate data; None where they are malformed, incomplete or larger than `limit` bytes."""
     inflater = zlib.decompressobj()
     try:
         found = inflater.decompress(data, limit + 1)
@@ -93,15 +93,15 @@ def _inflated(data: bytes, limit: int) -> bytes | None:
     return found if inflater.eof and len(found) <= limit else None
 
 
-class _Pieces(io.RawIOBase):
-    """Stretches of an open file, one after the other, as one file. pieces: (start, end) in bytes of the file."""
+class _FileSegments(io.RawIOBase):
+    """Concatenated byte ranges of an open file, as a file. pieces: (start, end) offsets in the file."""
 
     def __init__(self, file: BinaryIO, pieces: list[tuple[int, int]]) -> None:
         self._file = file
         self._pieces = pieces
         self._size = sum(end - start for start, end in pieces)
         self._position = 0
-        self._piece, self._before = 0, 0  # the piece that was last read from, and what the pieces before it hold
+        self._piece, self._before = 0, 0  # index of the last piece read, and the size of all pieces before it
 
     def readable(self) -> bool:
         return True

@@ -1,8 +1,8 @@
-"""Embedded colour profiles: pictures in Adobe RGB, Display P3, ProPhoto, a grey or a printing space become sRGB.
+"""Converts images with embedded colour profiles (Adobe RGB, Display P3, ProPhoto, grey, CMYK) to sRGB.
 
-The intent is relative colorimetric with black point compensation: a colour that sRGB can show stays what it is, which
-the likeness of a subject needs; the perceptual intent would shift all colours to make room for those that it cannot
-show. Profiles of three curves and a matrix, which cameras and phones write, give the same either way.
+The intent is relative colorimetric with black point compensation: in-gamut colours are unchanged, as the likeness of a
+subject requires; the perceptual intent would shift all colours to fit those out of gamut. For matrix profiles, which
+cameras and phones write, both intents are equal.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from PIL import Image, ImageCms, features
 
 from ..messages import shortened
 
-# The colour space in a profile's header to the modes that it describes.
+# Colour space in a profile's header -> Pillow's modes.
 _MODES = {"RGB": ("RGB", "RGBA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",)}
-_SAME = 2  # of 255: profiles of sRGB by different makers differ by their rounding
+_SAME = 2  # of 255: rounding differences between vendors' sRGB profiles
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
-    """A picture of mode L, LA, RGB, RGBA or CMYK in sRGB, and a note for the user; alpha is kept.
+    """Convert an image of mode L, LA, RGB, RGBA or CMYK to sRGB. Returns it and a note for the user; alpha is kept.
 
-    profile: the bytes of the ICC profile that its values are in. The picture comes back in mode RGB or RGBA, or as it
-    is where the profile describes sRGB, and then the note is empty. A profile that is broken, or is of another kind of
-    colour than the picture, is ignored with a note.
+    profile: the bytes of its ICC profile. The result has mode RGB or RGBA. For an sRGB profile the image is returned
+    unchanged with an empty note. A profile that is malformed or has another colour space than the image is ignored,
+    with a note.
     """
     if not features.check("littlecms2"):
         return image, "its colour profile was ignored, because this Pillow was built without LittleCMS"
@@ -52,7 +52,7 @@ def _converted(image: Image.Image, source: Any) -> Image.Image:
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     color = image.convert({"LA": "L", "RGBA": "RGB"}[image.mode]) if alpha else image
     if color.mode == "L":
-        # LittleCMS interpolates grey between a few points, some 10 of 255 off in the shadows of a linear profile.
+        # LittleCMS interpolates grey between a few points: errors up to 10 of 255 in the shadows of linear profiles.
         greys = Image.frombytes("L", (256, 1), bytes(range(256)))
         table = np.asarray(_transformed(greys, source, ImageCms.Flags.NOOPTIMIZE))[0]
         result = Image.fromarray(table[np.asarray(color)])
@@ -73,12 +73,12 @@ def _transformed(image: Image.Image, source: Any, flags: int = 0) -> Image.Image
         outputMode="RGB",
         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION | flags,
     )
-    assert result is not None  # it is only where a picture is changed in place
+    assert result is not None  # None only with inPlace
     return result
 
 
 def _is_srgb(source: Any) -> bool:
-    """Whether a profile of RGB leaves the colours of a grid through the whole cube where they are."""
+    """Whether an RGB profile maps a grid of the whole colour cube to itself, within _SAME."""
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
     difference = np.asarray(_converted(Image.fromarray(grid), source)).astype(int) - grid

@@ -1,4 +1,4 @@
-"""Captions for training, and prompts without their placeholder."""
+"""Training captions, and removing the placeholder from prompts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import unicodedata
 
 import torch
 
-# Photo templates as in CLIP's prompt ensembles and Custom Diffusion, without a leading article so that the
-# augmentation's "close up" can stand before them. {} is the placeholder with its class noun.
+# Photo templates as in CLIP's prompt ensembles and Custom Diffusion, without a leading article, since the augmentation
+# prefixes words such as "close up". {} is the placeholder with its class noun.
 TEMPLATES = (
     "photo of a {}",
     "photo of the {}",
@@ -34,7 +34,7 @@ TEMPLATES = (
 
 
 def subject(placeholder: str, class_noun: str) -> str:
-    """How captions name the concept: the placeholder before its class noun, "<new1> dog"."""
+    """The concept in captions: placeholder and class noun, "<new1> dog"."""
     return f"{placeholder} {class_noun}".strip()
 
 
@@ -44,21 +44,21 @@ def caption(template: str, placeholder: str, class_noun: str) -> str:
 
 
 def epoch_order(size: int, epoch: int, seed: int) -> list[int]:
-    """The shuffled order of `size` items in one pass over them; a function of its arguments alone."""
+    """A permutation of range(size) for one epoch; a pure function of its arguments."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(size, generator=generator).tolist()
 
 
 def same_word(placeholder: str) -> str:
-    """The form in which two placeholders are equal where the tokenizer takes them for one word."""
+    """Normal form of a placeholder, as the tokenizer applies it; equal where it sees one word."""
     return unicodedata.normalize("NFC", placeholder).lower()
 
 
 def without_placeholder(prompt: str, placeholder: str) -> str:
     """The prompt without its placeholder: "a <new1> mug on the beach" becomes "a mug on the beach".
 
-    Every Unicode form and case of the placeholder counts; one of letters and digits alone only as a word of its own, as
-    the tokenizer reads it. placeholder: empty where the prompt has none.
+    All Unicode forms and cases of the placeholder match. A placeholder of letters and digits matches whole words only,
+    as in the tokenizer. placeholder: "" for a prompt without one.
     """
     if not placeholder:
         return prompt

@@ -1,1 +1,1 @@
-"""The embedded family: a small world whose every picture is understood, and the models that were trained on it."""
+"""The embedded family `miniature`: a synthetic image domain with known ground truth, and models trained on it."""

@@ -1,6 +1,6 @@
-"""The subjects that personalisation learns: of colours that pretraining never put together, with five photographs each.
+"""The concepts for personalisation: subjects with held-out pairs of colours, five photographs each.
 
-Development concepts are for choosing settings, evaluation concepts for judging them; nothing is tuned on the second.
+Settings are chosen on the development concepts only; the evaluation concepts are for results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PHOTOGRAPHS = 5
 
 @dataclass(frozen=True)
 class Concept:
-    """One subject to learn. contexts: of its photographs. seed: of its photographs' poses."""
+    """One subject to learn. contexts: of its photographs. seed: of the poses in its photographs."""
 
     name: str
     subject: Subject
@@ -29,12 +29,12 @@ class Concept:
 
     @property
     def class_noun(self) -> str:
-        """What it is, in one word."""
+        """The subject's shape."""
         return self.subject.shape
 
     @property
     def attributes(self) -> dict[str, str]:
-        """What makes it itself, by the names of judges.ATTRIBUTES; the context belongs to a picture."""
+        """The subject's attributes, by the names of judges.ATTRIBUTES; without the context."""
         return {name: getattr(self.subject, name) for name in ("shape", "color", "second", "pattern", "emblem")}
 
 
@@ -64,7 +64,7 @@ CONCEPTS = {concept.name: concept for concept in (*DEVELOPMENT, *EVALUATION)}
 
 
 def photographs(concept: Concept, count: int = PHOTOGRAPHS) -> list[Photograph]:
-    """The first `count` of the concept's photographs, 1 to 5, each in another context."""
+    """The first `count` (1 to 5) photographs of the concept, each in another context."""
     rng = np.random.default_rng((98, concept.seed))
     scenes = [random_scene(concept.subject, context, rng) for context in concept.contexts]
     return [
@@ -73,7 +73,7 @@ def photographs(concept: Concept, count: int = PHOTOGRAPHS) -> list[Photograph]:
 
 
 def foreign_to_the_miniature(photographs: Sequence[Photograph], class_noun: str) -> str:
-    """A sentence where photographs or their noun are not of the miniature's world, which holds eight toys; or ""."""
+    """A warning for photographs or a class noun outside the miniature's domain of eight toys; "" for none."""
     is_small = all(photograph.image.size == (SIDE, SIDE) for photograph in photographs)
     if is_small and class_noun in SHAPES:
         return ""
@@ -85,7 +85,7 @@ def foreign_to_the_miniature(photographs: Sequence[Photograph], class_noun: str)
 
 
 def prompts(concept: Concept, placeholder: str) -> list[tuple[str, str]]:
-    """(prompt, context) for every context of the world: "a <new1> mug on the beach"."""
+    """(prompt, context) for every context: "a <new1> mug on the beach"."""
     return [
         (f"a {placeholder} {concept.class_noun} {words}".replace("  ", " "), name) for name, words in CONTEXTS.items()
     ]

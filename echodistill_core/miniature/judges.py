@@ -1,4 +1,4 @@
-"""The miniature's judges: encoders and a classifier that measure its pictures, and that no training ever sees."""
+"""The miniature's judges: encoders and a classifier for evaluation only, never used in training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, ResNetConfig, ResNetForImageClassification, ViTConfig
 
 from ..models.embedded import embedded_folder
-from ..perception.backbones import CLIP, IMAGENET, Backbone, Spec, normalised, vit, vit_features
+from ..perception.backbones import CLIP, IMAGENET, Backbone, BackboneSpec, normalised, vit, vit_features
 from ..perception.load import load_backbone
-from .tokens import cut_tokenizer
+from .tokens import reduced_tokenizer
 from .world import COLORS, CONTEXTS, EMBLEMS, PATTERNS, SHAPES, Scene
 
-# What a scene is judged by: name -> its possible values, and how a scene says which.
+# Attributes of a scene: name -> its values, and a function from a scene to its value.
 ATTRIBUTES: dict[str, tuple[list[str], Callable[[Scene], str]]] = {
     "shape": (list(SHAPES), lambda s: s.subject.shape),
     "color": (list(COLORS), lambda s: s.subject.color),
@@ -25,7 +25,7 @@ ATTRIBUTES: dict[str, tuple[list[str], Callable[[Scene], str]]] = {
     "context": (list(CONTEXTS), lambda s: s.context),
 }
 
-IDENTITY = Spec(
+IDENTITY = BackboneSpec(
     "identity",
     "the judge of identity",
     64,
@@ -39,8 +39,8 @@ IDENTITY = Spec(
 
 
 def image_text_config() -> CLIPConfig:
-    """The judge of picture and text: CLIP in small, reading the world's words."""
-    tokenizer = cut_tokenizer()
+    """Configuration of the image-text judge: a small CLIP with the reduced tokenizer."""
+    tokenizer = reduced_tokenizer()
     common = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4}
     return CLIPConfig(
         vision_config={**common, "num_hidden_layers": 4, "patch_size": 8, "image_size": 64},
@@ -57,7 +57,7 @@ def image_text_config() -> CLIPConfig:
 
 
 def attributes_config() -> ResNetConfig:
-    """The classifier of attributes: a small ResNet whose logits are those of every attribute, side by side."""
+    """Configuration of the attribute classifier: a small ResNet with the concatenated logits of all attributes."""
     labels = [f"{name}: {value}" for name, (values, _) in ATTRIBUTES.items() for value in values]
     return ResNetConfig(
         embedding_size=32,
@@ -70,12 +70,12 @@ def attributes_config() -> ResNetConfig:
 
 
 def indices(attributes: Mapping[str, str]) -> dict[str, int]:
-    """Values of attributes ("shape": "mug") as indices into ATTRIBUTES' values."""
+    """Values of attributes ("shape": "mug") as indices into the values in ATTRIBUTES."""
     return {name: ATTRIBUTES[name][0].index(value) for name, value in attributes.items()}
 
 
 def split_logits(logits: Tensor) -> dict[str, Tensor]:
-    """Logits (B, sum of all values) as one (B, values) for each attribute."""
+    """Split logits (B, number of all values) into (B, values) for each attribute."""
     parts = logits.split([len(values) for values, _ in ATTRIBUTES.values()], dim=1)
     return dict(zip(ATTRIBUTES, parts, strict=True))
 
@@ -89,7 +89,7 @@ class Judges:
     classifier: ResNetForImageClassification
 
     def identity(self, images: Tensor) -> Tensor:
-        """Features (B, 80) that two photographs of one subject share, whatever is around it."""
+        """Identity features (B, 80), independent of context."""
         with torch.no_grad():
             return self.identity_encoder(images)
 
@@ -101,20 +101,20 @@ class Judges:
 
     def image_text_text(self, prompts: Sequence[str]) -> Tensor:
         """Text features (B, 64) in the space shared with images."""
-        tokens = cut_tokenizer()(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        tokens = reduced_tokenizer()(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
         with torch.no_grad():
             pooled = self.clip.text_model(tokens.input_ids.to(self.clip.device)).pooler_output
             return self.clip.text_projection(pooled)
 
     def attributes(self, images: Tensor) -> dict[str, Tensor]:
-        """What the classifier sees: attribute -> index (B,) into ATTRIBUTES' values."""
+        """The classifier's predictions: attribute -> index (B,) into the values in ATTRIBUTES."""
         with torch.no_grad():
             logits = self.classifier(normalised(images, 64, IMAGENET)).logits
         return {name: part.argmax(1) for name, part in split_logits(logits).items()}
 
 
 def load_judges() -> Judges:
-    """The judges that come with the package, frozen, float32, on the CPU. Raises InputError for damaged files."""
+    """Load the judges of the package, frozen, float32, on the CPU. Raises InputError for damaged files."""
     folder = embedded_folder("judges")
     clip = CLIPModel.from_pretrained(folder / "image_text", dtype=torch.float32, local_files_only=True)
     classifier = ResNetForImageClassification.from_pretrained(

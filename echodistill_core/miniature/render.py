@@ -1,7 +1,7 @@
-"""The miniature's world in pixels: scenes as 64 x 64 pictures, from signed distances.
+"""Renders the miniature's scenes to 64 x 64 images by signed distance functions.
 
 A signed distance is negative inside a shape and positive outside, in units of the subject's half-width; dividing it by
-the width of a pixel gives edges without steps. Everything is a function of the scene alone.
+the width of a pixel gives antialiased edges. Rendering is a pure function of the scene.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from .world import COLORS, Scene
 
 SIDE = 64
 Grid = tuple[Array, Array]
-NOISE = 1.5 / 255  # standard deviation of the sensor's noise
+NOISE = 1.5 / 255  # standard deviation of the sensor noise
 
 
 def render(scene: Scene, side: int = SIDE) -> NDArray[np.uint8]:
-    """The scene as sRGB, uint8 (side, side, 3)."""
+    """Render the scene as sRGB, uint8 (side, side, 3)."""
     rng = np.random.default_rng(scene.seed)
     x, y = _grid(side)
     picture = background(scene.context, x, y, rng, wide=scene.wide)
     pixel = 2 / side / scene.size
     u, v = _into_subject(x, y, scene)
     distance = _SHAPES[scene.subject.shape](u, v)
-    # Soft shadow on what lies below, away from the light at the upper left.
+    # Soft shadow below the subject; the light is at the upper left.
     ground = scene.y + scene.size * 0.92
     blot = np.hypot((x - scene.x - 0.08) / scene.size, (y - ground) / (0.22 * scene.size)) - 1
     strength = 0.15 if scene.context in ("water", "night") else 0.4
@@ -41,7 +41,7 @@ def render(scene: Scene, side: int = SIDE) -> NDArray[np.uint8]:
 
 
 def render_all(scenes: Sequence[Scene]) -> NDArray[np.uint8]:
-    """Scenes as networks take pictures: sRGB, uint8 (N, 3, 64, 64)."""
+    """Render scenes channels first: sRGB, uint8 (N, 3, 64, 64)."""
     return np.stack([render(scene) for scene in scenes]).transpose(0, 3, 1, 2)
 
 
@@ -53,7 +53,7 @@ def _grid(side: int) -> Grid:
 
 
 def _into_subject(x: Array, y: Array, scene: Scene) -> Grid:
-    """Coordinates in the subject's own frame: its half-width is 1, v points down."""
+    """Coordinates in the subject's frame: half-width 1, v points down."""
     cos, sin = np.cos(scene.angle), np.sin(scene.angle)
     dx, dy = (x - scene.x) / scene.size, (y - scene.y) / scene.size
     u, v = cos * dx + sin * dy, -sin * dx + cos * dy
@@ -61,7 +61,7 @@ def _into_subject(x: Array, y: Array, scene: Scene) -> Grid:
 
 
 def _surface(scene: Scene, u: Array, v: Array, distance: Array, pixel: float) -> Array:
-    """Colour of the subject at every point: pattern, emblem, shading, a darker rim."""
+    """Colour of the subject at every pixel: pattern, emblem, shading, darker rim."""
     subject = scene.subject
     first = np.clip(np.array(COLORS[subject.color]) + subject.tint, 0, 1)
     second = np.clip(np.array(COLORS[subject.second or subject.color]) + subject.tint, 0, 1)
@@ -69,7 +69,7 @@ def _surface(scene: Scene, u: Array, v: Array, distance: Array, pixel: float) ->
     color = first * (1 - share) + second * share
     emblem = np.clip(0.5 - _EMBLEMS[subject.emblem](u, v) / pixel, 0, 1)[..., None]
     color = color * (1 - emblem) + 0.97 * emblem
-    # Light from the upper left in the picture's frame, whichever way the subject is turned.
+    # Light from the upper left of the image, independent of mirroring.
     side = -1.0 if scene.mirrored else 1.0
     shade = 1.0 - 0.16 * np.clip(0.6 * side * u + 0.8 * v, -1, 1)
     rim = 1.0 - 0.45 * _smooth(distance, -0.13, -0.01)
@@ -77,12 +77,12 @@ def _surface(scene: Scene, u: Array, v: Array, distance: Array, pixel: float) ->
 
 
 def _smooth(value: Array, low: float, high: float) -> Array:
-    """0 below `low`, 1 above `high`, a smooth step between."""
+    """Smoothstep: 0 below `low`, 1 above `high`."""
     t = np.clip((value - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
-# Shapes: signed distances, the outline within -1..1.
+# Shapes: signed distance functions with outlines within -1..1.
 
 
 def _circle(u: Array, v: Array, x: float, y: float, radius: float) -> Array:
@@ -95,7 +95,7 @@ def _box(u: Array, v: Array, x: float, y: float, half_width: float, half_height:
 
 
 def _polygon(u: Array, v: Array, corners: list[tuple[float, float]]) -> Array:
-    """Exact distance to a closed polygon (crossing number for the sign)."""
+    """Exact signed distance to a closed polygon (sign by crossing number)."""
     best, sign = np.full_like(u, np.inf), np.ones_like(u)
     for (ax, ay), (bx, by) in zip(corners, corners[-1:] + corners[:-1], strict=True):
         ex, ey, wx, wy = bx - ax, by - ay, u - ax, v - ay
@@ -157,7 +157,7 @@ _SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "cat": _cat,
 }
 
-# Patterns: the second colour's share at a point. Emblems: signed distances.
+# Patterns: share of the second colour at a pixel. Emblems: signed distance functions.
 
 
 def _dots(u: Array, v: Array, pixel: float) -> Array:

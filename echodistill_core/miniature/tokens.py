@@ -1,4 +1,4 @@
-"""CLIP's tokenizer cut down to the miniature's words, for text encoders whose table would else outweigh the rest."""
+"""CLIP's tokenizer reduced to the miniature's words, for small text encoders with a small embedding table."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WORDS = (*SHAPES, *COLORS, *EMBLEMS, *" ".join(CONTEXTS.values()).split(), *_OT
 
 
 @lru_cache(maxsize=1)
-def cut_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with the merges that the world's words need, and no others.
+def reduced_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer with only the merges of the domain's words.
 
-    It reads any text: words it does not know fall apart into letters.
+    It encodes any text: unknown words become letters.
     """
     words, merges = clip_vocabulary()
     letters = [w for w, i in words.items() if i < 512]
@@ -33,7 +33,7 @@ def cut_tokenizer() -> CLIPTokenizer:
 
 
 def _merges_of(merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The merges that byte-pair encoding applies to the world's words, in CLIP's order."""
+    """The merges that byte-pair encoding applies to the domain's words, in CLIP's order."""
     rank = {pair: i for i, pair in enumerate(merges)}
     used = set()
     for word in sorted({part for w in _WORDS for part in re.findall(r"[a-z]+|[^a-z\s]", w)}):

@@ -1,8 +1,8 @@
-"""The miniature's world in words: what a scene holds, how scenes are drawn at random, and how captions name them.
+"""The miniature's image domain: attributes of scenes, random scenes, and their captions.
 
-A scene is one subject in one context. A subject has a shape, one or two colours in a pattern, and perhaps a white
-emblem. Two-coloured subjects of pretraining use 16 of the 28 pairs of colours; the other pairs belong to the concepts
-that are learned from photographs, so no model of the miniature has ever seen those colours on one subject.
+A scene is one subject in one context. A subject has a shape, one or two colours in a pattern, and optionally a white
+emblem. Pretraining uses 16 of the 28 pairs of colours; the other pairs are reserved for the concepts learned from
+photographs, so no pretrained model of the miniature has seen these pairs on one subject.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLORS: dict[str, tuple[float, float, float]] = {
 }
 PATTERNS = ("plain", "halved", "striped", "dotted")
 EMBLEMS = ("none", "spot", "cross", "sash")
-# Context -> the words that put a subject there.
+# Context -> its words in captions.
 CONTEXTS: dict[str, str] = {
     "beach": "on the beach",
     "snow": "in the snow",
@@ -39,7 +39,7 @@ CONTEXTS: dict[str, str] = {
 }
 
 _PAIRS = list(combinations(COLORS, 2))
-# Spread over the 28 pairs so that every colour occurs in pretraining's pairs and in the held-out ones.
+# Split so that every colour occurs both in the pretraining pairs and in the held-out pairs.
 _PART = [(3 * i + i // 7) % 7 for i in range(len(_PAIRS))]
 PRETRAINING_PAIRS = tuple(p for p, part in zip(_PAIRS, _PART, strict=True) if part < 4)
 HELD_OUT_PAIRS = tuple(p for p, part in zip(_PAIRS, _PART, strict=True) if part >= 4)
@@ -47,10 +47,10 @@ HELD_OUT_PAIRS = tuple(p for p, part in zip(_PAIRS, _PART, strict=True) if part 
 
 @dataclass(frozen=True)
 class Subject:
-    """What stays the same in every picture of one thing.
+    """The attributes that all images of one subject share.
 
-    second: the pattern's other colour; equal to `color` where the pattern is plain.
-    tint: shift of both colours in sRGB, within -0.05..0.05, so that no two reds are quite alike.
+    second: the pattern's second colour; equal to `color` for a plain pattern.
+    tint: shift of both colours in sRGB, within -0.05..0.05, which varies colours of one name.
     """
 
     shape: str
@@ -63,12 +63,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A subject in a context, as one picture shows it.
+    """A subject in a context: all parameters of one image.
 
     x, y: centre of the subject in units of half the side, right and down. size: its half-width in the same unit.
-    angle: in radians. light: brightness, 1 is day. mirrored: left and right of the subject swapped.
-    seed: of everything else: where waves, flakes and planks lie, and the sensor's noise.
-    wide: whether what surrounds the subject may lie anywhere, or only a little away from where it usually is.
+    angle: in radians. light: brightness, 1 for day. mirrored: the subject is flipped horizontally.
+    seed: of background details and sensor noise.
+    wide: whether the background's details vary over the whole image or only around their usual positions.
     """
 
     subject: Subject
@@ -83,7 +83,7 @@ class Scene:
     wide: bool = False
 
 
-# Photo templates, as training on photographs uses them; those with a meaning change the scene.
+# Photo templates as in training on photographs, without those that change the image.
 _TEMPLATES = (
     "photo of a {}",
     "photo of the {}",
@@ -102,7 +102,7 @@ _TEMPLATES = (
 
 
 def random_subject(rng: np.random.Generator, *, all_colors: bool = False) -> Subject:
-    """A subject that pretraining may see; with all_colors also one in colours that it may not."""
+    """A random subject with pretraining's pairs of colours; all_colors: with all pairs."""
     pattern = PATTERNS[rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))]
     if pattern == "plain":
         color = second = str(rng.choice(list(COLORS)))
@@ -115,13 +115,13 @@ def random_subject(rng: np.random.Generator, *, all_colors: bool = False) -> Sub
 
 
 def random_tint(rng: np.random.Generator) -> tuple[float, float, float]:
-    """A small shift of a subject's colours."""
+    """A random shift of a subject's colours, each channel in -0.05..0.05."""
     red, green, blue = rng.uniform(-0.05, 0.05, 3)
     return float(red), float(green), float(blue)
 
 
 def random_scene(subject: Subject, context: str, rng: np.random.Generator, *, wide: bool = False) -> Scene:
-    """The subject somewhere near the middle of the context; with `wide`, in more varied pictures of it."""
+    """A random scene with the subject near the centre; wide: with larger variation."""
     return Scene(
         subject,
         context,
@@ -137,9 +137,10 @@ def random_scene(subject: Subject, context: str, rng: np.random.Generator, *, wi
 
 
 def random_captioned_scene(rng: np.random.Generator, *, wide: bool = False) -> tuple[Scene, str]:
-    """A scene of pretraining with a caption that tells some of what is in it, in the words that prompts use.
+    """A random pretraining scene and a caption of some of its attributes.
 
-    "dark" and "bright", "close up", "zoomed in", "far away" and "very small" before the rest mean what they say.
+    Scenes whose caption begins with "dark", "bright", "close up", "zoomed in", "far away" or "very small" are rendered
+    accordingly.
     """
     scene = random_scene(random_subject(rng), str(rng.choice(list(CONTEXTS))), rng, wide=wide)
     text = caption(scene, rng)
@@ -156,9 +157,9 @@ def random_captioned_scene(rng: np.random.Generator, *, wide: bool = False) -> t
 
 
 def caption(scene: Scene, rng: np.random.Generator, *, detail: float = 0.8) -> str:
-    """A caption of the scene. Each of colours, emblem and context is left out in some of the draws.
+    """A random caption of the scene; colours, emblem and context are each left out at random.
 
-    detail: the share of captions that name the colours, and of those that name the emblem.
+    detail: probability of naming the colours, and of naming the emblem.
     """
     words = describe(scene.subject, with_colors=rng.random() < detail, with_emblem=rng.random() < detail)
     where = f" {CONTEXTS[scene.context]}" if rng.random() < 0.9 else ""
@@ -166,7 +167,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, detail: float = 0.8) -> s
 
 
 def describe(subject: Subject, *, with_colors: bool = True, with_emblem: bool = True) -> str:
-    """The subject in words: "red and blue striped mug with a white cross"."""
+    """The subject's description: "red and blue striped mug with a white cross"."""
     words = subject.shape
     if with_colors:
         if subject.pattern == "plain":

@@ -1,1 +1,1 @@
-"""Model families: what a teacher, a student and what they share are made of, and where they come from."""
+"""Model families: teacher, student, shared text encoder and VAE; reading them from folders, files and the hub cache."""

@@ -1,7 +1,6 @@
-"""The architectures this method runs on, as local configurations, and what a foreign checkpoint looks like.
+"""Configurations of the supported architectures, and a guess at the kind of other checkpoints, for error messages.
 
-The configurations are those of the published checkpoints' `config.json` files, so nothing has to be downloaded to
-load a single-file checkpoint.
+The configurations equal the published checkpoints' `config.json` files: a single-file checkpoint needs no download.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ from typing import Any
 
 from ..errors import InputError
 from ..messages import shortened
+from ..registry import Registry
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Configurations of one family's networks, in diffusers' and transformers' own keywords.
+    """Configurations of one family's networks, in diffusers' and transformers' keywords.
 
     resolution: side of the square training images, in pixels.
     pad_with_end: whether prompts are padded with the end token (SD 1.x) or with token 0 (SD 2.x).
@@ -34,7 +34,7 @@ class Architecture:
 
     @property
     def text_width(self) -> int:
-        """Width of the text features that the UNet reads."""
+        """Width of the text features in the UNet's cross-attention."""
         return int(self.unet["cross_attention_dim"])
 
 
@@ -81,11 +81,11 @@ SD2 = Architecture(
     name="SD 2.x",
     unet={
         **_UNET,
-        "attention_head_dim": (5, 10, 20, 20),  # diffusers' historical name: this is the number of heads, 64 wide each
+        "attention_head_dim": (5, 10, 20, 20),  # diffusers' historical name for the number of heads; each is 64 wide
         "cross_attention_dim": 1024,
         "use_linear_projection": True,
     },
-    # OpenCLIP ViT-H has 24 layers; SD 2.x reads the 23rd, so the last is dropped.
+    # OpenCLIP ViT-H has 24 layers; SD 2.x uses the output of the 23rd, so the last is left out.
     text_encoder={
         **_TEXT,
         "hidden_size": 1024,
@@ -119,7 +119,7 @@ SD1 = Architecture(
     scheduler=STABLE_DIFFUSION_NOISE,
 )
 
-# SD 2.x in small, for tests: the same kinds of layers in the same places, one level without attention.
+# A small SD 2.x for tests: the same kinds of layers, one level without attention.
 TINY = Architecture(
     name="tiny",
     unet={
@@ -149,7 +149,7 @@ TINY = Architecture(
     scheduler=STABLE_DIFFUSION_NOISE,
 )
 
-# The embedded family: SD 2.x in small once more, large enough to learn a world of 64 x 64 pictures.
+# The embedded family: a small SD 2.x with the capacity for its 64 x 64 image domain.
 MINIATURE = Architecture(
     name="miniature",
     unet={
@@ -185,16 +185,17 @@ MINIATURE = Architecture(
     scheduler=STABLE_DIFFUSION_NOISE,
 )
 
-ARCHITECTURES = (SD2, SD1, TINY, MINIATURE)
+# Architectures by which the weights of a single file, or tensors in memory, are recognised.
+ARCHITECTURES: Registry[Architecture] = Registry("architecture", {a.name: a for a in (SD2, SD1, TINY, MINIATURE)})
 
 
 def match(unet_shapes: Shapes, origin: str) -> Architecture:
-    """The known architecture of a UNet given in diffusers' names, by its widths.
+    """The registered architecture of a UNet in diffusers' names, by its widths.
 
-    Raises InputError, saying what the tensors look like instead, where none fits.
+    Raises InputError where none fits, naming the likely kind of model.
     """
     found = unet_widths(unet_shapes)
-    for architecture in ARCHITECTURES:
+    for architecture in ARCHITECTURES.values():
         u = architecture.unet
         linear = bool(u.get("use_linear_projection"))
         if found == (u["block_out_channels"][0], u["cross_attention_dim"], u["in_channels"], linear):
@@ -221,7 +222,7 @@ def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def looks_like(shapes: Shapes) -> str:
-    """A short name for what a state dictionary seems to be, from names that only one kind of model has."""
+    """The likely kind of model of a state dictionary, by names that only this kind has."""
     names = list(shapes)
 
     def has(part: str) -> bool:

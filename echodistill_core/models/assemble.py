@@ -1,4 +1,4 @@
-"""Empty networks of an architecture, and how they take a checkpoint's tensors without copying them."""
+"""Networks of an architecture on the meta device, and assigning a checkpoint's tensors to them without a copy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _building(architecture: Architecture, part: str) -> Iterator[None]:
     try:
         with torch.device("meta"):
             yield
-    except Exception as error:  # the libraries raise whatever their constructors do
+    except Exception as error:  # the constructors of diffusers and transformers raise many types
         raise InputError(
             f"no {part} can be built from the configuration of {shortened(architecture.name)} ({shortened(error)}); "
             "download the checkpoint again or choose another."
@@ -44,10 +44,10 @@ def empty_vae(architecture: Architecture) -> AutoencoderKL:
 
 
 def empty_text_encoder(architecture: Architecture) -> CLIPTextModel:
-    """The text encoder on the meta device, without weights, its position buffer in place."""
+    """The text encoder on the meta device, without weights. Its position buffer is on the CPU."""
     with _building(architecture, "text_encoder"):
         model = CLIPTextModel(CLIPTextConfig.from_dict(architecture.text_encoder))
-    # position_ids is no part of a state dictionary, so it would stay on the meta device and give wrong features.
+    # position_ids is not in a state dictionary, so it would stay on the meta device and give wrong features.
     embeddings = getattr(model, "text_model", model).embeddings
     positions = torch.arange(architecture.text_encoder["max_position_embeddings"])[None]
     embeddings.register_buffer("position_ids", positions, persistent=False)
@@ -55,15 +55,15 @@ def empty_text_encoder(architecture: Architecture) -> CLIPTextModel:
 
 
 def assemble(module: Module, tensors: StateDict, origin: str) -> Module:
-    """Give a module on the meta device these tensors, without copying them.
+    """Assign tensors to a module on the meta device, without a copy.
 
     Raises InputError naming the first tensor that is missing, superfluous, of another shape or of an integer type.
     """
     expected = module.state_dict()
     # transformers before version 5 writes text_model. before every name of a CLIPTextModel.
     prefix = "text_model." if next(iter(expected)).startswith("text_model.") else ""
-    # Detached: assigning would take a caller's very parameters, and freezing the module would freeze them too. What was
-    # made in inference mode, as ComfyUI's loaders do, cannot take part in training; a copy can.
+    # Detached: otherwise freezing the module would freeze the caller's parameters. Inference tensors, as ComfyUI's
+    # loaders make them, cannot take part in autograd; their copies can.
     given = {prefix + n: t.clone() if t.is_inference() else t.detach() for n, t in tensors.items()}
     missing = [n for n in expected if n not in given]
     unexpected = [n for n in given if n not in expected]

@@ -1,4 +1,4 @@
-"""What a source of weights holds, as state dictionaries in diffusers' names: folders, single files, given tensors."""
+"""Reads a source of weights (folder, single file, tensors in memory) as state dictionaries in diffusers' names."""
 
 from __future__ import annotations
 
@@ -16,34 +16,32 @@ from ..files import why_missing
 from ..messages import shortened
 from ..tensorfile import read_header, read_tensors
 from . import layout
-from .architectures import SD1, SD2, Architecture, looks_like, match, shapes_of
+from .architectures import ARCHITECTURES, SD1, SD2, Architecture, looks_like, match, shapes_of
 from .assemble import StateDict, empty_unet, empty_vae
-from .parts import Names, modern_vae, names_in, read_names, text_alone
+from .declared import DeclaredPrediction, read_declared, resolve_prediction
+from .parts import Names, convert_text_encoder, convert_vae, names_present, used_text_names
 from .quantized import dequantized, refuse_quantized_config
 from .schedules import schedule_of
-from .stated import Stated, settled, stated_in
 from .text import load_tokenizer
-from .unread import unread_warnings
+from .unused import unused_warnings
 from .weightfiles import read_config, weights_in
 
 Source = str | Path | Mapping[str, Any]
 
 __all__ = ["Checkpoint", "Source", "read_checkpoint", "schedule_of", "weights_in"]
 
-# Standard deviation that tells SD 2.x v-prediction from epsilon in a file that does not say: the published 768-v
-# checkpoint is above, the 512-base and Turbo ones below. ComfyUI decides by the same tensor and number.
+# Threshold of the standard deviation that separates SD 2.x v-prediction from epsilon in a file without a declaration:
+# the published 768-v checkpoint is above, 512-base and Turbo are below. ComfyUI uses the same tensor and threshold.
 V_PREDICTION_TENSOR = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 V_PREDICTION_DEVIATION = 0.09
-# Stable Diffusion's and the embedded family's; 9 would be an inpainting UNet.
-LATENT_CHANNELS = (4, 8)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source's tensors in diffusers' names, not yet networks. `text_encoder` and `vae` may be empty.
+    """A source's state dictionaries in diffusers' names. `text_encoder` and `vae` may be empty.
 
-    warnings: sentences on what the source holds beside or against what is read. names: of each part, what the source
-    calls its tensors where that is another name, for messages.
+    warnings: sentences about unused tensors and contradictions. names: for each part, diffusers' name -> the source's
+    name where they differ, for messages.
     """
 
     origin: str
@@ -60,15 +58,15 @@ class Checkpoint:
 def read_checkpoint(
     source: Source, *, prediction: str = "auto", architecture: Architecture | None = None, origin: str = ""
 ) -> Checkpoint:
-    """Read one source. Tensors' values are looked at only where they have to be multiplied with their scales.
+    """Read one source. Values are computed only where quantised weights have scales.
 
     source: a diffusers folder; a `.safetensors` file in the original layout; a mapping of tensors in that layout; or a
-        mapping with `unet` and, as far as they are there, `text_encoder` and `vae`, each a mapping of tensors in
-        diffusers' or the original names.
-    prediction: "auto", or what the UNet predicts (diffusion.PREDICTION_TYPES) where the source is known to be wrong.
-    architecture: for tensors of sizes of one's own; otherwise found by the tensors' shapes.
-    Raises InputError for anything else, saying what it looks like, for a noise schedule from which the prediction gives
-    no image, for quantised weights other than 8-bit floats, and for one tensor with two values.
+        mapping with `unet` and optionally `text_encoder` and `vae`, each a mapping of tensors in diffusers' or the
+        original names.
+    prediction: "auto", or the UNet's prediction type (diffusion.PREDICTION_TYPES), which overrides the source's.
+    architecture: None to find it by the tensors' shapes.
+    Raises InputError for any other source, naming its likely kind; for a noise schedule that does not suit the
+    prediction type; for quantised weights other than 8-bit floats; for one tensor with two values.
     """
     if prediction != "auto" and prediction not in PREDICTION_TYPES:
         raise InputError(
@@ -88,12 +86,12 @@ def read_checkpoint(
 
 
 def _schedule(
-    architecture: Architecture, stated: Stated, guess: str, asked: str, origin: str
+    architecture: Architecture, declared: DeclaredPrediction, guess: str, requested: str, origin: str
 ) -> tuple[NoiseSchedule, list[str]]:
-    """The schedule of a source without a scheduler's configuration, and warnings of contradictions."""
-    prediction, warnings = settled(stated, guess, asked, origin)
-    zero_snr = {"rescale_betas_zero_snr": True} if stated.zero_snr else {}
-    where = f"{origin} ({stated.where})" if stated.where else origin
+    """The noise schedule of a source without a scheduler configuration, and warnings of contradictions."""
+    prediction, warnings = resolve_prediction(declared, guess, requested, origin)
+    zero_snr = {"rescale_betas_zero_snr": True} if declared.zero_snr else {}
+    where = f"{origin} ({declared.where})" if declared.where else origin
     return schedule_of({**architecture.scheduler, **zero_snr}, prediction, where), warnings
 
 
@@ -109,7 +107,7 @@ def _strip(tensors: StateDict, prefix: str) -> dict[str, Tensor]:
 
 
 def _original_architecture(unet: StateDict, everything: StateDict, origin: str) -> Architecture:
-    """Find the architecture of a UNet in the original names by the three tensors that tell it."""
+    """Find the architecture of a UNet in the original names by the shapes of three tensors."""
     tell = {
         "conv_in.weight": "input_blocks.0.0.weight",
         "down_blocks.0.attentions.0.proj_in.weight": "input_blocks.1.1.proj_in.weight",
@@ -124,7 +122,7 @@ def _original_architecture(unet: StateDict, everything: StateDict, origin: str) 
 
 
 def _from_original(
-    tensors: StateDict, metadata: Mapping[str, str], architecture: Architecture | None, origin: str, asked: str
+    tensors: StateDict, metadata: Mapping[str, str], architecture: Architecture | None, origin: str, requested: str
 ) -> Checkpoint:
     if not any(n.startswith(layout.UNET_PREFIX) for n in tensors):
         raise InputError(
@@ -133,20 +131,20 @@ def _from_original(
         )
     tensors = dequantized(tensors, metadata, origin)
     architecture = architecture or _original_architecture(_strip(tensors, layout.UNET_PREFIX), tensors, origin)
-    unet_names = names_in(
+    unet_names = names_present(
         tensors, layout.unet_names(empty_unet(architecture).state_dict(), architecture), layout.UNET_PREFIX
     )
-    vae_names = names_in(
+    vae_names = names_present(
         tensors, layout.vae_names(empty_vae(architecture).state_dict(), architecture), layout.VAE_PREFIX
     )
-    text_in = layout.text_in(tensors)
-    text, text_names = layout.text_tensors(tensors, text_in, architecture, origin)
+    text_keys = layout.find_text_tensors(tensors)
+    text, text_names = layout.text_tensors(tensors, text_keys, architecture, origin)
     unet = layout.from_original(tensors, unet_names, "")
     marks = {n.removeprefix(layout.UNET_PREFIX) for n in tensors}
     guess = _guess_prediction(unet, architecture)
-    schedule, warnings = _schedule(architecture, stated_in(metadata, marks, origin), guess, asked, origin)
+    schedule, warnings = _schedule(architecture, read_declared(metadata, marks, origin), guess, requested, origin)
     layers = architecture.text_encoder["num_hidden_layers"]
-    used = {*unet_names.values(), *vae_names.values(), *read_names(text_in, layers)}
+    used = {*unet_names.values(), *vae_names.values(), *used_text_names(text_keys, layers)}
     return Checkpoint(
         origin=origin,
         architecture=architecture,
@@ -154,14 +152,14 @@ def _from_original(
         text_encoder=text,
         vae=layout.from_original(tensors, vae_names, ""),
         schedule=schedule,
-        warnings=(*warnings, *unread_warnings(tensors, used, layers, origin)),
+        warnings=(*warnings, *unused_warnings(tensors, used, layers, origin)),
         names={"unet": unet_names, "text_encoder": text_names, "vae": vae_names},
     )
 
 
-def _from_parts(parts: Mapping[str, Any], architecture: Architecture | None, origin: str, asked: str) -> Checkpoint:
+def _from_parts(parts: Mapping[str, Any], architecture: Architecture | None, origin: str, requested: str) -> Checkpoint:
     unet: StateDict = dequantized(parts["unet"], {}, origin)
-    marks = stated_in({}, unet, origin)
+    marks = read_declared({}, unet, origin)
     original = "input_blocks.0.0.weight" in unet
     if architecture is None:
         architecture = _original_architecture(unet, unet, origin) if original else match(shapes_of(unet), origin)
@@ -169,19 +167,21 @@ def _from_parts(parts: Mapping[str, Any], architecture: Architecture | None, ori
     warnings = []
     layers = architecture.text_encoder["num_hidden_layers"]
     if original:
-        names["unet"] = names_in(unet, layout.unet_names(empty_unet(architecture).state_dict(), architecture), "")
-        warnings += unread_warnings(unet, set(names["unet"].values()), layers, f"UNet of {origin}")
+        names["unet"] = names_present(unet, layout.unet_names(empty_unet(architecture).state_dict(), architecture), "")
+        warnings += unused_warnings(unet, set(names["unet"].values()), layers, f"UNet of {origin}")
         unet = layout.from_original(unet, names["unet"], "")
     vae: StateDict = dequantized(parts.get("vae") or {}, {}, origin)
     if any(n.startswith("encoder.down.") for n in vae):
-        names["vae"] = names_in(vae, layout.vae_names(empty_vae(architecture).state_dict(), architecture), "")
-        warnings += unread_warnings(vae, set(names["vae"].values()), layers, f"VAE of {origin}")
+        names["vae"] = names_present(vae, layout.vae_names(empty_vae(architecture).state_dict(), architecture), "")
+        warnings += unused_warnings(vae, set(names["vae"].values()), layers, f"VAE of {origin}")
         vae = layout.from_original(vae, names["vae"], "")
     else:
-        vae, names["vae"] = modern_vae(vae, origin)
+        vae, names["vae"] = convert_vae(vae, origin)
     given = dequantized(parts.get("text_encoder") or {}, {}, origin)
-    text, names["text_encoder"], more = text_alone(given, architecture, f"text encoder of {origin}")
-    schedule, said = _schedule(architecture, marks, _guess_prediction(unet, architecture), asked, origin)
+    text, names["text_encoder"], more = convert_text_encoder(given, architecture, f"text encoder of {origin}")
+    schedule, schedule_warnings = _schedule(
+        architecture, marks, _guess_prediction(unet, architecture), requested, origin
+    )
     return Checkpoint(
         origin=origin,
         architecture=architecture,
@@ -189,12 +189,12 @@ def _from_parts(parts: Mapping[str, Any], architecture: Architecture | None, ori
         text_encoder=text,
         vae=vae,
         schedule=schedule,
-        warnings=(*said, *warnings, *more),
+        warnings=(*schedule_warnings, *warnings, *more),
         names=names,
     )
 
 
-def _from_folder(folder: Path, asked: str) -> Checkpoint:
+def _from_folder(folder: Path, requested: str) -> Checkpoint:
     if not (folder / "unet").is_dir():
         raise InputError(
             f"folder {folder} is no diffusers checkpoint: it has no subfolder unet; expected unet, vae, text_encoder "
@@ -206,7 +206,7 @@ def _from_folder(folder: Path, asked: str) -> Checkpoint:
     if (
         kind != "UNet2DConditionModel"
         or unet_config.get("addition_embed_type")
-        or unet_config.get("in_channels") not in LATENT_CHANNELS
+        or unet_config.get("in_channels") not in _latent_channels()
     ):
         raise InputError(
             f"{folder} is no SD 1.x or SD 2.x checkpoint: it looks like "
@@ -228,18 +228,18 @@ def _from_folder(folder: Path, asked: str) -> Checkpoint:
         name=folder.name,
         unet=_without_private(unet_config),
         text_encoder={**CLIPTextConfig().to_dict(), **text_config},
-        # With the class's name, which says whether it is a VAE that is known here.
+        # Keeps _class_name, by which `check_vae` refuses other VAE classes.
         vae=_network_config(folder / "vae") if has_vae else {},
         resolution=side * 8,
         pad_with_end=pad_with_end,
         scheduler=scheduler,
     )
-    stated = Stated(scheduler.get("prediction_type", "epsilon"), str(scheduler_path))
-    prediction, warnings = settled(stated, None, asked, str(folder))
+    declared = DeclaredPrediction(scheduler.get("prediction_type", "epsilon"), str(scheduler_path))
+    prediction, warnings = resolve_prediction(declared, None, requested, str(folder))
     given = dequantized(weights_in(folder / "text_encoder"), {}, str(folder / "text_encoder")) if has_text else {}
-    text, text_names, more = text_alone(given, architecture, f"text encoder of {folder}")
+    text, text_names, more = convert_text_encoder(given, architecture, f"text encoder of {folder}")
     vae = dequantized(weights_in(folder / "vae"), {}, str(folder / "vae")) if has_vae else {}
-    vae, vae_names = modern_vae(vae, str(folder / "vae"))
+    vae, vae_names = convert_vae(vae, str(folder / "vae"))
     return Checkpoint(
         origin=str(folder),
         architecture=architecture,
@@ -251,6 +251,11 @@ def _from_folder(folder: Path, asked: str) -> Checkpoint:
         warnings=(*warnings, *more),
         names={"text_encoder": text_names, "vae": vae_names},
     )
+
+
+def _latent_channels() -> set[int]:
+    """Input channels of the known UNets: 4 and 8. An inpainting UNet has 9."""
+    return {architecture.unet["in_channels"] for architecture in ARCHITECTURES.values()}
 
 
 def _network_config(folder: Path) -> dict[str, Any]:

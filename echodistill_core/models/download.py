@@ -1,10 +1,9 @@
-"""Download what hub.py lists: plan, describe, download. The only module that opens a connection, and only when called.
+"""Downloads the entries of hub.py: plan, describe, download. No other module opens a connection.
 
-plan() asks the hub for names and sizes and fetches nothing; describe() is what a user reads before agreeing; download()
-leaves the files in huggingface_hub's cache, where every other tool finds them too. huggingface_hub does the transfer:
-it draws the progress bars, keeps files that are complete, goes on with a Range request after a broken connection, and
-speaks to a mirror when given an endpoint. Its recent versions do so within one call and start anew a file that was cut
-off by the end of the process; older ones go on in the next call.
+plan() queries the hub for names and sizes; describe() is the text for the user's consent; download() puts the files
+into huggingface_hub's cache, which other tools share. huggingface_hub does the transfer: progress bars, reuse of
+complete files, resuming by Range requests, mirrors by endpoint. Its recent versions resume within one call only and
+restart a file after the process ended; older versions resume in the next call.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from huggingface_hub.utils import (
 )
 
 from ..errors import EchoDistillError, InputError, StorageError
-from .hub import HUB, HubFiles, cached_file, cached_folder, choices, expand
+from .hub import HUB, HubFiles, cached_file, cached_folder, expand, matching_files
 
-# A host that swallows packets would otherwise be waited for as long as the operating system likes.
+# Without a timeout, a host that drops packets blocks until the operating system gives up.
 TIMEOUT_S = 10.0
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 MIRROR = "point HF_ENDPOINT or --endpoint at a mirror"
 
-# The bases of HfHubHTTPError are those of the HTTP library beneath, which changed between versions of huggingface_hub
-# (requests, httpx, httpx2): naming them so catches its transport errors too. Xet, the hub's storage, raises
-# RuntimeError; a mirror that answers with something else than JSON shows as ValueError.
+# The bases of HfHubHTTPError are those of the HTTP library, which changed between versions of huggingface_hub
+# (requests, httpx, httpx2); they also cover its transport errors. Xet, the hub's storage, raises RuntimeError; a mirror
+# whose answer is not JSON causes a ValueError.
 _FAILURES = (*HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError)
 
 
@@ -45,7 +44,7 @@ _FAILURES = (*HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError)
 class PlannedFile:
     """One file of a download: `name` is its entry in HUB, `file` its path in the repository.
 
-    size_bytes: its size; 0 where a mirror does not tell. cached: a file of this size is in the hub cache already.
+    size_bytes: 0 where a mirror does not report it. cached: whether a file of this size is in the hub cache.
     """
 
     name: str
@@ -57,28 +56,28 @@ class PlannedFile:
 
 
 def plan(names: Iterable[str], endpoint: str | None = None, cache_dir: str | Path | None = None) -> list[PlannedFile]:
-    """List the files that these bundles and names of HUB need, with their sizes as the hub states them; fetch none.
+    """List the files of these bundles and names of HUB, with the sizes that the hub reports. Downloads nothing.
 
-    endpoint: URL of a hub or mirror; HF_ENDPOINT or huggingface.co where None.
-    Raises InputError for an unknown name, a hub that cannot be reached or lacks a repository, and a repository that
-    has its weights only as a pickle.
+    endpoint: URL of a hub or mirror; None for HF_ENDPOINT or huggingface.co.
+    Raises InputError for an unknown name, a hub that cannot be reached or lacks a repository, and a repository whose
+    weights are a pickle only.
     """
-    url = _checked(endpoint)
+    url = _checked_endpoint(endpoint)
     planned = []
     for name in expand(names):
         entry = HUB[name]
-        with _one_sentence(url, entry.repo, cache_dir):
+        with _explaining_errors(url, entry.repo, cache_dir):
             info = HfApi(endpoint=url).model_info(
                 entry.repo, revision=entry.revision, files_metadata=True, timeout=TIMEOUT_S
             )
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-        here = {file for file in sizes if _is_here(name, file, sizes[file], info.sha, cache_dir)}
+        here = {file for file in sizes if _is_cached(name, file, sizes[file], info.sha, cache_dir)}
         needed: dict[str, None] = {}
         for wanted in entry.files:
-            found = choices(wanted, sizes)
+            found = matching_files(wanted, sizes)
             if not found:
-                raise _absent(url, entry, wanted, sizes)
-            # Full precision that is here already beats half precision that is not.
+                raise _missing_file(url, entry, wanted, sizes)
+            # A cached full-precision file is preferred to downloading half precision.
             needed.update(dict.fromkeys(next((files for files in found if here.issuperset(files)), found[0])))
         planned += [PlannedFile(name, entry.repo, file, sizes[file], entry.licence, file in here) for file in needed]
     return planned
@@ -107,17 +106,17 @@ def describe(planned: Sequence[PlannedFile]) -> str:
 def download(
     planned: Sequence[PlannedFile], endpoint: str | None = None, cache_dir: str | Path | None = None
 ) -> dict[str, Path]:
-    """Fetch the planned files that are missing into the hub cache; return each name's folder, complete.
+    """Download the planned files that the hub cache lacks; return the complete folder of each name.
 
     planned: from plan(), with all files of each name. endpoint, cache_dir: as for plan().
     Raises InputError where the hub cannot be reached or lacks a file, StorageError where the files cannot be written.
-    What was complete before an error is kept.
+    Files completed before an error are kept.
     """
-    url = _checked(endpoint)
+    url = _checked_endpoint(endpoint)
     _check_space(sum(f.size_bytes for f in planned if not f.cached), cache_dir)
     for f in planned:
-        with _one_sentence(url, f.repo, cache_dir):
-            # Files already here too: for those the hub is only asked whether they are still the current ones.
+        with _explaining_errors(url, f.repo, cache_dir):
+            # Also for cached files: the hub then only confirms that they are current.
             hf_hub_download(
                 f.repo,
                 f.file,
@@ -146,21 +145,21 @@ def _cache(cache_dir: str | Path | None) -> Path:
     return Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser().absolute()
 
 
-def _is_here(name: str, file: str, size: int, commit: str | None, cache_dir: str | Path | None) -> bool:
-    """Whether the cache has this file at this size (0: any), in this commit or as the branch was when last asked.
+def _is_cached(name: str, file: str, size: int, commit: str | None, cache_dir: str | Path | None) -> bool:
+    """Whether the cache has this file with this size (0: any), in this commit or in the branch's last known state.
 
-    A branch often moves on by a commit that leaves the file alone; download() then links it anew without a transfer.
+    A new commit on a branch often leaves the file unchanged; download() then links it without a transfer.
     """
     copies = (cached_file(name, file, cache_dir, revision) for revision in (commit, None))
     return any(copy is not None and size in (0, copy.stat().st_size) for copy in copies)
 
 
 def _check_space(needed: int, cache_dir: str | Path | None) -> None:
-    """Raise StorageError if the cache's disk has less than `needed` bytes free, before the first is fetched."""
+    """Raise StorageError if the cache's disk has less than `needed` bytes free."""
     cache = _cache(cache_dir)
     try:
         free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
-    except OSError:  # A disk that does not tell; writing to it will.
+    except OSError:  # Free space is unknown; writing reports the error.
         return
     if needed > free:
         raise StorageError(
@@ -169,8 +168,8 @@ def _check_space(needed: int, cache_dir: str | Path | None) -> None:
         )
 
 
-def _checked(endpoint: str | None) -> str:
-    """The endpoint's URL without a slash at its end. Raises InputError where it is no http(s) URL."""
+def _checked_endpoint(endpoint: str | None) -> str:
+    """The endpoint's URL without a trailing slash. Raises InputError where it is not an http(s) URL."""
     url = (endpoint or constants.ENDPOINT).rstrip("/")
     try:
         parts = urlsplit(url)
@@ -182,8 +181,8 @@ def _checked(endpoint: str | None) -> str:
     return url
 
 
-def _absent(url: str, entry: HubFiles, wanted: str, present: Iterable[str]) -> InputError:
-    """Why a needed entry has no match: the weights are there only as a pickle, or not at all."""
+def _missing_file(url: str, entry: HubFiles, wanted: str, present: Iterable[str]) -> InputError:
+    """The error for a pattern without a match: the weights are a pickle only, or absent."""
     plain = PurePosixPath(wanted.split("|")[-1])
     pickles = [p for p in present if PurePosixPath(p).parent == plain.parent and p.endswith(PICKLES)]
     if plain.suffix == ".safetensors" and pickles:
@@ -200,8 +199,8 @@ def _absent(url: str, entry: HubFiles, wanted: str, present: Iterable[str]) -> I
 
 
 @contextmanager
-def _one_sentence(url: str, repo: str, cache_dir: str | Path | None) -> Iterator[None]:
-    """Turn whatever the hub's client raises into an InputError or StorageError that says what to do."""
+def _explaining_errors(url: str, repo: str, cache_dir: str | Path | None) -> Iterator[None]:
+    """Convert the hub client's exceptions into an InputError or StorageError that names the remedy."""
     try:
         yield
     except _FAILURES as error:
@@ -209,7 +208,7 @@ def _one_sentence(url: str, repo: str, cache_dir: str | Path | None) -> Iterator
 
 
 def _explained(error: Exception, url: str, repo: str, cache_dir: str | Path | None) -> EchoDistillError:
-    # hf_hub_download wraps a failed connection into "not found locally"; the reason is the cause.
+    # hf_hub_download reports a failed connection as "not found locally"; its __cause__ is the reason.
     reason = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
     if isinstance(reason, OfflineModeIsEnabled):
         return InputError(f"HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set; unset both to download {repo}.")
@@ -225,7 +224,7 @@ def _explained(error: Exception, url: str, repo: str, cache_dir: str | Path | No
     if isinstance(reason, EntryNotFoundError) and not isinstance(reason, LocalEntryNotFoundError):
         return InputError(f"{url} lists a file of {repo} that it does not have; run it again, or {MIRROR}.")
     text = str(reason).strip() or type(reason).__name__
-    full = "No space left on device" in text  # Xet's errors carry no number.
+    full = "No space left on device" in text  # Xet's errors have no errno.
     numbered = isinstance(reason, OSError) and reason.errno is not None
     if full or (numbered and not isinstance(reason, (ConnectionError, TimeoutError))):
         return StorageError(

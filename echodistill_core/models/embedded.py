@@ -1,4 +1,4 @@
-"""The embedded family's files, which come with the package: where they are, and that they are whole."""
+"""The files of the embedded family (`miniature`) in the package, with a SHA-256 check."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ _REMEDY = "install the package again (in a git checkout: git checkout -- echodis
 def embedded_folder(part: str) -> Path:
     """The folder of one part of the embedded family ("teacher", "student", "backbones", "judges"), checked.
 
-    Raises InputError naming the first file that is missing or is not what was shipped.
+    Raises InputError naming the first file that is missing or has another checksum than the manifest's.
     """
     _check(FOLDER)
     return FOLDER / part
 
 
 def manifest(folder: Path = FOLDER) -> dict[str, object]:
-    """What was written beside the weights when they were made: "files" (path -> SHA-256), "quality" and more.
-
-    Raises InputError where it cannot be read.
-    """
+    """The manifest: "files" (path -> SHA-256), "quality" and more. Raises InputError where it is unreadable."""
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

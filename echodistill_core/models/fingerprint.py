@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# Of every tensor, this many runs of neighbouring values, evenly spread from its first to its last value.
+# Samples of a tensor: this many runs of neighbouring values, evenly spaced from the first value to the last.
 RUNS = 8
 RUN_LENGTH = 32
 
@@ -25,15 +25,15 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def unet_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Of a UNet in diffusers' names, the fingerprint of its cross-attention keys and values, which adapters change."""
+    """Fingerprint of the cross-attention keys and values, which adapters change, of a UNet in diffusers' names."""
     return fingerprint({n: t for n, t in tensors.items() if ".attn2.to_k." in n or ".attn2.to_v." in n})
 
 
 def sampled_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """16 hexadecimal digits of SHA-256 over names, shapes, and 256 values of every tensor.
 
-    It tells models apart in which whole layers differ, as after fine-tuning or with a LoRA merged in, without reading
-    gigabytes. A change of single values between the sampled ones goes unnoticed.
+    Detects models that differ in whole layers, as after fine-tuning or merging a LoRA, without hashing gigabytes. A
+    change of single values between the samples is not detected.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -51,7 +51,7 @@ def block_fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def differing_blocks(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """The blocks whose fingerprints differ, or that only one of the two has."""
+    """The blocks whose fingerprints differ, or that only one of the two models has."""
     return sorted(block for block in {*there, *here} if there.get(block) != here.get(block))
 
 

@@ -1,4 +1,4 @@
-"""Whether weights are numbers: NaN and infinity are found before anything is computed with them."""
+"""Finds NaN and infinity in weights before anything is computed with them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ..errors import InputError
 from ..messages import listed
 
 _CHUNK = 2**20
-# The largest finite magnitude of 8-bit floats as an integer without its sign; NaN and infinity are above.
+# Bit pattern, without the sign, of the largest finite 8-bit float; NaN and infinity have larger patterns.
 _LARGEST_CODE = {torch.float8_e4m3fn: 0x7E, torch.float8_e5m2: 0x7B}
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite. One pass without copies; integers are always finite."""
+    """Whether all elements are finite. One pass, no copy; integers are always finite."""
     if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() == 0:
         return True
     if tensor.element_size() == 1:
         return _is_finite_8_bit(tensor.detach())
-    # The least and the greatest element are NaN where any element is. `isfinite` would take 80 times as long.
+    # aminmax returns NaN if any element is NaN; it is 80 times as fast as isfinite.
     least, greatest = torch.aminmax(tensor.detach())
     return bool(torch.isfinite(least) & torch.isfinite(greatest))
 
@@ -29,7 +29,7 @@ def is_finite(tensor: Tensor) -> bool:
 def _is_finite_8_bit(tensor: Tensor) -> bool:
     largest = _LARGEST_CODE.get(tensor.dtype)
     for chunk in tensor.reshape(-1).split(_CHUNK):
-        # torch has no reductions of these types.
+        # torch has no reductions for these types.
         if largest is None:
             finite = bool(torch.isfinite(chunk.float()).all())
         else:
@@ -42,7 +42,7 @@ def _is_finite_8_bit(tensor: Tensor) -> bool:
 def check_finite(tensors: Mapping[str, Tensor], names: Mapping[str, str], origin: str) -> None:
     """Raise InputError naming the first tensors that hold NaN or infinity.
 
-    names: what the source calls them where it has another name; origin: whose they are, for the message.
+    names: the source's names where they differ; origin: the source, for the message.
     """
     bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if not bad:

@@ -1,11 +1,11 @@
-"""The one table of what can be downloaded from the Hugging Face hub, and look-ups of it in the local hub cache.
+"""The table of downloads from the Hugging Face hub, and look-ups in the local hub cache. No network access.
 
-Nothing here touches the network. Names that a user types come in two kinds, and no name is both:
+A user names a download in one of two ways; no name is both:
 
     one repository      sd-turbo, sd2.1, dino, ...                      the keys of HUB
-    a bundle of them    sd-turbo-family, backbones, metrics, ...        the keys of BUNDLES; a family ends in -family
+    a bundle            sd-turbo-family, backbones, metrics, ...        the keys of BUNDLES; a family ends in -family
 
-A family's bundle holds teacher, student and the frozen backbones: all that training needs.
+A family's bundle holds all models for training: teacher, student and the frozen backbones.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from ..errors import InputError
+from ..registry import Registry
 from ..settings import nearest
 
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of one hub repository that are needed, and on which terms its owner gives them.
+    """The files of one hub repository to download, and their licence.
 
     repo: "owner/name". revision: a branch, or refs/pr/N for a pull request that was never merged.
-    files: what is needed. Each entry must be met by at least one file of the repository; it is a glob in which "*"
-        also crosses folders (as in huggingface_hub), or several joined by "|", of which the first one present counts.
-        At least one entry is a plain path. Weights are always safetensors.
+    files: patterns, each matching at least one file of the repository. A pattern is a glob in which "*" also matches
+        "/" (as in huggingface_hub), or alternatives joined by "|", of which the first with a match is used. At least
+        one pattern is a plain path. Weights are always safetensors.
     licence, licence_note: shown before a download starts.
     """
 
@@ -39,13 +40,13 @@ class HubFiles:
     revision: str = "main"
 
     @property
-    def plain_file(self) -> str:
-        """A path that every complete copy holds, by which a snapshot is found."""
+    def anchor_file(self) -> str:
+        """A plain path that every complete snapshot holds, for finding the snapshot."""
         return next(entry for entry in self.files if not any(c in entry for c in "*?[|"))
 
 
-# Half precision is half the download; what is trained is kept in fp32 anyway. A repository without it, or a cache
-# that diffusers filled before, has the full-precision file under the plain name.
+# Half precision halves the download; trained tensors are fp32 in any case. Repositories without it, and caches that
+# diffusers filled, have the full-precision file under the plain name.
 _PIPELINE = (
     "model_index.json",
     "scheduler/scheduler_config.json",
@@ -66,7 +67,7 @@ _RAIL = "use is restricted by the licence's Attachment A, which derivatives must
 _APACHE = "free for any use with attribution"
 _OPENAI = "OpenAI published CLIP's code under MIT; the repository itself names no licence for the weights"
 
-HUB: dict[str, HubFiles] = {
+_DOWNLOADS = {
     # Stability AI removed its Stable Diffusion 2.x repositories in November 2025. SD-Turbo stayed; SD 2.1 and
     # SD 2.1-base are taken from the community's copies, which Stability AI does not maintain.
     "sd-turbo": HubFiles(
@@ -85,8 +86,8 @@ HUB: dict[str, HubFiles] = {
         "Hyper-SD's own licence",
         "see LICENSE.md in the repository",
     ),
-    # The main branch of the next repository, and of both CLIPs for metrics, has its weights only as a pickle; the hub's
-    # own converter offered the same tensors as safetensors in a pull request.
+    # On the main branch of facebook/dino-vits16, and of both CLIPs for metrics, the weights are a pickle only. A pull
+    # request of the hub's converter has the same tensors as safetensors.
     "dino": HubFiles("facebook/dino-vits16", _IMAGE_MODEL, "Apache-2.0", _APACHE, revision="refs/pr/1"),
     "dinov2": HubFiles("facebook/dinov2-large", _IMAGE_MODEL, "Apache-2.0", _APACHE),
     "dinov2-small": HubFiles("facebook/dinov2-small", _IMAGE_MODEL, "Apache-2.0", _APACHE),
@@ -104,20 +105,23 @@ HUB: dict[str, HubFiles] = {
     "clip-vit-b-32": HubFiles("openai/clip-vit-base-patch32", _CLIP, "MIT", _OPENAI, revision="refs/pr/15"),
 }
 
+HUB: Registry[HubFiles] = Registry("download", _DOWNLOADS)
+
 _BACKBONES = ("dino", "dinov2", "clip")
-BUNDLES: dict[str, tuple[str, ...]] = {
+_BUNDLES: dict[str, tuple[str, ...]] = {
     "sd-turbo-family": ("sd2.1", "sd-turbo", *_BACKBONES),
     "sd-turbo-base-family": ("sd2.1-base", "sd-turbo", *_BACKBONES),
     "hyper-sd15-family": ("sd1.5", "hyper-sd15", *_BACKBONES),
     "backbones": _BACKBONES,
     "metrics": ("clip-vit-l-14-336", "clip-vit-b-32", "dino", "dinov2"),
 }
+BUNDLES: Registry[tuple[str, ...]] = Registry("bundle", _BUNDLES)
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """The keys of HUB that these names of bundles and repositories stand for, in order, each once.
+    """Expand names of bundles and repositories to keys of HUB, in order, without duplicates.
 
-    Raises InputError for an unknown name, suggesting the nearest, and where there is no name at all.
+    Raises InputError for an unknown name, suggesting the nearest, and for an empty list.
     """
     known = [*BUNDLES, *HUB]
     found: dict[str, None] = {}
@@ -132,10 +136,10 @@ def expand(names: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def choices(entry: str, present: Iterable[str]) -> list[list[str]]:
-    """What meets one entry of HubFiles.files among the present paths, best first: one sorted list per alternative.
+def matching_files(entry: str, present: Iterable[str]) -> list[list[str]]:
+    """The present paths that match one pattern of HubFiles.files: a sorted list for each alternative, best first.
 
-    Alternatives that match nothing are left out, so an empty result says that the entry is not met.
+    Alternatives without a match are left out; an empty result means that the pattern has no match.
     """
     paths = sorted(present)
     matched = ([path for path in paths if fnmatchcase(path, pattern)] for pattern in entry.split("|"))
@@ -143,31 +147,31 @@ def choices(entry: str, present: Iterable[str]) -> list[list[str]]:
 
 
 def cached_file(name: str, file: str, cache_dir: str | Path | None = None, revision: str | None = None) -> Path | None:
-    """Where the hub cache holds a file of this entry of HUB, or None. No network.
+    """Path in the hub cache of a file of this entry of HUB, or None. No network.
 
-    revision: a commit hash or branch; the entry's own where None, as it was when last downloaded.
-    cache_dir: the cache's folder; huggingface_hub's own (HF_HOME, HF_HUB_CACHE) where None.
+    revision: a commit hash or branch; None for the entry's revision as of its last download.
+    cache_dir: the cache's folder; None for huggingface_hub's default (HF_HOME, HF_HUB_CACHE).
     """
     entry = HUB[name]
     folder = None if cache_dir is None else Path(cache_dir).expanduser()
     path = try_to_load_from_cache(entry.repo, file, cache_dir=folder, revision=revision or entry.revision)
-    # Besides None the look-up has a sentinel object, for a file known to be absent from the repository.
+    # The look-up returns a sentinel object for a file that is known to be absent from the repository.
     return Path(path) if isinstance(path, str) else None
 
 
 def cached_folder(name: str, cache_dir: str | Path | None = None) -> Path | None:
-    """The local snapshot of an entry of HUB if the hub cache holds everything it needs, otherwise None. No network.
+    """The local snapshot of an entry of HUB with all its files, or None. No network.
 
-    The folder has the repository's layout. A snapshot that lacks a needed file counts as absent: diffusers and
-    transformers would fail on it later, and less clearly. Raises InputError for a name that is not in HUB.
+    The folder has the repository's layout. An incomplete snapshot counts as absent: diffusers and transformers would
+    fail on it later with a less clear message. Raises InputError for a name that is not in HUB.
     """
     if name not in HUB:
         raise InputError(f"there is no hub model named {name!r}{nearest(name, HUB)}; expected one of {', '.join(HUB)}.")
     entry = HUB[name]
-    anchor = cached_file(name, entry.plain_file, cache_dir)
+    anchor = cached_file(name, entry.anchor_file, cache_dir)
     if anchor is None:
         return None
-    folder = anchor.parents[entry.plain_file.count("/")]
-    # A snapshot holds links into the cache's blobs; is_file is false for one whose blob was deleted.
+    folder = anchor.parents[entry.anchor_file.count("/")]
+    # A snapshot holds links to the cache's blobs; is_file is false where the blob was deleted.
     present = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return folder if all(choices(needed, present) for needed in entry.files) else None
+    return folder if all(matching_files(needed, present) for needed in entry.files) else None

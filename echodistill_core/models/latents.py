@@ -1,4 +1,4 @@
-"""Whether a VAE makes the latents that a UNet reads."""
+"""Checks that a VAE and a UNet use the same latents."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..messages import shortened
 
 
 def check_vae(config: Mapping[str, Any], tensors: Mapping[str, Tensor], channels: int, origin: str) -> None:
-    """Raise InputError unless the VAE has `channels` latent channels that are only scaled.
+    """Raise InputError unless the VAE has `channels` latent channels and scales them only.
 
-    config: diffusers' of the VAE; without scaling_factor it is diffusers' default, Stable Diffusion's 0.18215.
-    force_upcast plays no part: precision is the caller's. A shift, a mean or a deviation of the latents does.
+    config: the VAE's diffusers configuration. scaling_factor defaults to Stable Diffusion's 0.18215, as in diffusers.
+    force_upcast is ignored: the caller chooses the precision. A shift, mean or deviation of the latents is refused.
     """
     kind = config.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":

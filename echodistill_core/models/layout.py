@@ -1,8 +1,7 @@
-"""Names of the same tensors in diffusers' layout and in Stable Diffusion's original ("single file") layout.
+"""Tensor names in diffusers' layout and in Stable Diffusion's original ("single file") layout, in both directions.
 
-diffusers converts from the original layout only; adapter files and checkpoints are also written in it, so the names are
-tabled here once and used in both directions. A rename moves no data: every tensor stays the very one it was,
-apart from OpenCLIP's fused attention weights, which are cut or joined along their first axis.
+Written here because diffusers converts from the original layout only, and adapters and checkpoints are also written in
+it. Renaming copies no data, except OpenCLIP's fused attention weights, which are split or joined along the first axis.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from .architectures import Architecture
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
-# Stability's later trainer (sgm), which SDXL comes from, names it otherwise; sd_turbo.safetensors is published so.
+# The prefix of Stability's later trainer (sgm, also SDXL's), as in the published sd_turbo.safetensors.
 SGM_OPEN_CLIP_PREFIX = "conditioner.embedders.0.model."
 CLIP_PREFIX = "cond_stage_model.transformer.text_model."
 
-# Within one ResNet block of the UNet: diffusers' part -> the original's.
+# Parts of a ResNet block of the UNet: diffusers' name -> the original's.
 _UNET_RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -57,7 +56,7 @@ def unet_blocks(unet: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             n = level * (layers + 1) + layer
             yield f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{n}.0"
             yield f"up_blocks.{level}.attentions.{layer}", f"output_blocks.{n}.1"
-        # The upsampler follows the attention where there is one, so its place depends on the level's kind.
+        # The upsampler's index is 2 after an attention block, else 1.
         kinds = unet["up_block_types"]
         assert isinstance(kinds, (tuple, list))
         place = 2 if "CrossAttn" in kinds[level] else 1
@@ -132,7 +131,7 @@ _OPEN_CLIP_ENDS = {
 
 
 def text_to_original(text: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """transformers' CLIP text tensors under their names in an original checkpoint, prefix included."""
+    """transformers' CLIP text tensors under their names in an original checkpoint, with the prefix."""
     if architecture.pad_with_end:  # SD 1.x checkpoints hold transformers' own names
         return {CLIP_PREFIX + name: tensor for name, tensor in text.items()}
     result = {OPEN_CLIP_PREFIX + there: text[here] for here, there in _OPEN_CLIP_ENDS.items()}
@@ -147,7 +146,7 @@ def text_to_original(text: Mapping[str, Tensor], architecture: Architecture) -> 
     return result
 
 
-# Where single files keep the text encoder: Stability's trainers, ComfyUI's, and diffusers' part names.
+# Prefixes of the text encoder in single files: Stability's trainers, ComfyUI, diffusers.
 TEXT_ROOTS = (
     "cond_stage_model.",
     "conditioner.embedders.0.",
@@ -158,18 +157,18 @@ TEXT_ROOTS = (
 _OPEN_CLIP_PARTS = {there: here for here, there in (_OPEN_CLIP_LAYER | _OPEN_CLIP_ENDS).items()}
 
 
-def text_in(checkpoint: Mapping[str, Tensor]) -> dict[str, str]:
-    """The tensors below `TEXT_ROOTS`: name in the checkpoint -> name without what stands before the encoder."""
+def find_text_tensors(checkpoint: Mapping[str, Tensor]) -> dict[str, str]:
+    """The tensors under `TEXT_ROOTS`: name in the checkpoint -> name without prefixes."""
     result = {}
     for name in checkpoint:
         root = next((r for r in TEXT_ROOTS if name.startswith(r)), "" if name.startswith("text_model.") else None)
         if root is not None:
-            result[name] = bare_text_name(name.removeprefix(root))
+            result[name] = strip_text_modules(name.removeprefix(root))
     return result
 
 
-def bare_text_name(name: str) -> str:
-    """A text encoder's name without the modules around the encoder, in transformers' names or OpenCLIP's."""
+def strip_text_modules(name: str) -> str:
+    """A tensor name without the modules that enclose the text encoder, in transformers' names or OpenCLIP's."""
     bare = name.removeprefix("model.")
     if not bare.startswith("transformer.resblocks."):
         bare = bare.removeprefix("transformer.")
@@ -177,26 +176,26 @@ def bare_text_name(name: str) -> str:
 
 
 def text_from_original(checkpoint: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """The inverse of `text_to_original`, from either library's names. Empty where the checkpoint has no text encoder.
+    """The inverse of `text_to_original`, for transformers' and OpenCLIP's names. Empty without a text encoder.
 
     Raises InputError as `text_tensors` does.
     """
-    return text_tensors(checkpoint, text_in(checkpoint), architecture, "the checkpoint")[0]
+    return text_tensors(checkpoint, find_text_tensors(checkpoint), architecture, "the checkpoint")[0]
 
 
 def text_tensors(
     given: Mapping[str, Tensor], bare: Mapping[str, str], architecture: Architecture, origin: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A text encoder's tensors in transformers' names, and the name that each of them has in `given`.
+    """A text encoder's tensors in transformers' names, and their names in `given`.
 
     bare: name in `given` -> name without prefixes, in transformers' names or OpenCLIP's.
-    Layers past the architecture's count (OpenCLIP's last, which SD 2.x does not read) are left out.
-    Raises InputError where one tensor is given twice, under two names, with different values.
+    Layers after the architecture's last (OpenCLIP's last, which SD 2.x does not use) are left out.
+    Raises InputError for one tensor under two names with different values.
     """
     tensors: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for name, short in bare.items():
-        here = text_name(short, architecture.text_encoder["num_hidden_layers"])
+        here = transformers_text_name(short, architecture.text_encoder["num_hidden_layers"])
         if here.endswith((".in_proj_weight", ".in_proj_bias")):
             head, _, leaf = here.rpartition(".in_proj_")
             if given[name].ndim == 0 or given[name].shape[0] % 3:
@@ -208,12 +207,17 @@ def text_tensors(
         else:
             found = {here: given[name]} if here else {}
         for key, tensor in found.items():
-            put(tensors, names, key, tensor, name, origin)
+            set_once(tensors, names, key, tensor, name, origin)
     return tensors, names
 
 
-def put(tensors: dict[str, Tensor], names: dict[str, str], key: str, tensor: Tensor, name: str, origin: str) -> None:
-    """Set tensors[key], which the source calls `name`. Raises InputError where it has another value already."""
+def set_once(
+    tensors: dict[str, Tensor], names: dict[str, str], key: str, tensor: Tensor, name: str, origin: str
+) -> None:
+    """Set tensors[key] and names[key]. Raises InputError where tensors[key] already has another value.
+
+    name: the tensor's name in the source.
+    """
     if key in tensors and (tensors[key].shape != tensor.shape or not equal(tensors[key], tensor)):
         raise InputError(
             f"{origin} gives one tensor twice with different values, as {shortened(names[key])} and as "
@@ -223,8 +227,8 @@ def put(tensors: dict[str, Tensor], names: dict[str, str], key: str, tensor: Ten
         tensors[key], names[key] = tensor, name
 
 
-def text_name(bare: str, layers: int) -> str:
-    """transformers' name, "" for what is not read; OpenCLIP's joined queries, keys and values keep their last part."""
+def transformers_text_name(bare: str, layers: int) -> str:
+    """transformers' name, or "" for an unused tensor. OpenCLIP's fused in_proj_* keep their last part."""
     parts = bare.split(".")
     open_clip = bare.startswith("transformer.resblocks.")
     if (open_clip or bare.startswith("encoder.layers.")) and len(parts) > 3:
@@ -245,12 +249,12 @@ def text_name(bare: str, layers: int) -> str:
 def to_original(
     unet: Mapping[str, Tensor], text: Mapping[str, Tensor], vae: Mapping[str, Tensor], architecture: Architecture
 ) -> dict[str, Tensor]:
-    """A whole checkpoint in the original layout from the three networks' state dictionaries in diffusers' layout."""
+    """A checkpoint in the original layout, from the three networks' state dictionaries in diffusers' layout."""
     result = {UNET_PREFIX + there: unet[here] for here, there in unet_names(unet, architecture).items()}
     result.update(text_to_original(text, architecture))
     for here, there in vae_names(vae, architecture).items():
         tensor = vae[here]
-        # The original's attention is a 1x1 convolution; diffusers' is a linear layer.
+        # The original's attention layers are 1x1 convolutions, diffusers' are linear.
         result[VAE_PREFIX + there] = tensor[:, :, None, None] if _is_vae_attention(there) else tensor
     return result
 
@@ -258,7 +262,7 @@ def to_original(
 def from_original(checkpoint: Mapping[str, Tensor], names: Mapping[str, str], prefix: str) -> dict[str, Tensor]:
     """Tensors of one network in diffusers' layout.
 
-    names: as `unet_names` or `vae_names` return them. Names that the checkpoint lacks are left out.
+    names: as `unet_names` or `vae_names` return them. Names absent from the checkpoint are left out.
     """
     result = {}
     for here, there in names.items():

@@ -1,7 +1,7 @@
-"""From checkpoints to a family: diffusers folders, single files, hub cache, or tensors a caller hands over. Offline.
+"""Builds a family from checkpoints: diffusers folders, single files, or tensors in memory. Offline.
 
-Every source becomes state dictionaries in diffusers' names first; then the networks are made on the meta device and
-take these very tensors, so a checkpoint is in memory once, in the precision of its file.
+Each source is first read as state dictionaries in diffusers' names. The networks are then built on the meta device and
+the tensors are assigned, so a checkpoint is in memory once, in the precision of its file.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def load_family(
 ) -> Family:
     """Build a frozen family on the CPU, in the files' own precision.
 
-    The text encoder is the teacher's and the VAE the student's, each the other's where it is missing.
-    with_teacher: False leaves the teacher's UNet out but still takes its text encoder, which the token belongs to.
+    The text encoder is the teacher's and the VAE the student's; where one is missing, the other checkpoint's is used.
+    with_teacher: False leaves the teacher's UNet out. Its text encoder is still used: the token was trained with it.
     student_lora: a LoRA that makes the student one-step (Hyper-SD), merged into it; needs peft.
-    licences: of "teacher" and "student", for the metadata of what is trained from them.
-    Raises InputError as `read_checkpoint` and `Family` do, where neither source has a text encoder or VAE, for a VAE of
-    other latents than the student's, and for weights in use that hold NaN or infinity.
+    licences: of "teacher" and "student", for the metadata of adapters.
+    Raises InputError as `read_checkpoint` and `Family` do, where neither source has a text encoder or VAE, for a VAE
+    whose latents differ from the student's, and for NaN or infinity in weights.
     """
     licences = licences or {}
     s = read_checkpoint(student, prediction=student_prediction, architecture=architecture, origin="student")
@@ -84,20 +84,20 @@ def load_family(
     ).freeze()
 
 
-_CALLED = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
+_PART_NAMES = {"unet": "UNet", "text_encoder": "text encoder", "vae": "VAE"}
 
 
 def _network(checkpoint: Checkpoint, part: str, empty: Module) -> Module:
-    """One part of a checkpoint as a network. Raises InputError as `assemble` does, and for NaN and infinity."""
+    """Build one network of a checkpoint. Raises InputError as `assemble` does, and for NaN and infinity."""
     tensors: StateDict = getattr(checkpoint, part)
-    origin = f"{_CALLED[part]} of {checkpoint.origin}"
+    origin = f"{_PART_NAMES[part]} of {checkpoint.origin}"
     network = assemble(empty, tensors, origin)
     check_finite(tensors, checkpoint.names.get(part, {}), origin)
     return network
 
 
 def _denoiser(checkpoint: Checkpoint, lora: str | Path | None, licence: str, warnings: list[str]) -> Denoiser:
-    """The UNet with the LoRA merged. Appends to `warnings` what of the LoRA is not."""
+    """The UNet with the LoRA merged. Appends a warning about tensors of the LoRA that are not merged."""
     unet = _network(checkpoint, "unet", empty_unet(checkpoint.architecture))
     tensors: StateDict = checkpoint.unet
     if lora is not None:
@@ -108,7 +108,7 @@ def _denoiser(checkpoint: Checkpoint, lora: str | Path | None, licence: str, war
 
 
 def _check_all_merged(tensors: StateDict, unet: UNet2DConditionModel, path: Path) -> None:
-    """Raise InputError where a part of the LoRA for the UNet has no place in it: diffusers only logs that."""
+    """Raise InputError where a LoRA tensor for the UNet has no target module: diffusers only logs that."""
     named = convert_unet_state_dict_to_peft(
         {n.removeprefix("unet."): t for n, t in tensors.items() if n[:5] == "unet."}
     )
@@ -130,7 +130,7 @@ def _fuse_lora(unet: UNet2DConditionModel, path: Path, warnings: list[str]) -> U
         raise InputError("merging a LoRA into the student needs the package peft; run: pip install peft") from None
     from diffusers import StableDiffusionPipeline
 
-    # Merging adds in place, and these tensors belong to a file or a caller.
+    # Merging adds in place; the tensors may be memory-mapped or the caller's.
     unet.load_state_dict({n: t.detach().clone() for n, t in unet.state_dict().items()}, assign=True)
     given = _apply_alphas(read_tensors(path, check_finite=True))
     try:
@@ -153,9 +153,9 @@ def _fuse_lora(unet: UNet2DConditionModel, path: Path, warnings: list[str]) -> U
 
 
 def _apply_alphas(lora: StateDict) -> StateDict:
-    """A LoRA in kohya's names with each matrix's alpha/rank multiplied into its `lora_up`.
+    """A LoRA in kohya's names with alpha/rank of each matrix multiplied into its `lora_up`.
 
-    diffusers takes one alpha for all attention matrices, so files in which alphas differ would be merged wrongly.
+    diffusers uses one alpha for all attention matrices and would merge files with several alphas wrongly.
     """
     result = {name: tensor for name, tensor in lora.items() if not name.endswith(".alpha")}
     for name, alpha in lora.items():

@@ -1,4 +1,4 @@
-"""Loading the family that a run's sources name, offline."""
+"""Opens the family of a run's model sources, offline."""
 
 from __future__ import annotations
 
@@ -18,24 +18,22 @@ from .tiny import tiny_checkpoint
 
 
 def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
-    """Load the family these sources name, offline.
+    """Load the family of these sources, offline.
 
-    with_teacher: False leaves the teacher's UNet out, but takes its text encoder where its checkpoint is at hand, and
-        the student's own otherwise; an adapter's fingerprints tell whether that is the same.
-    Raises InputError where a file or a part in the hub cache is missing, with the command that gets it.
+    with_teacher: False leaves the teacher's UNet out. The text encoder is the teacher's where its checkpoint is
+        available, else the student's; an adapter's fingerprints show whether they agree.
+    Raises InputError where a file, or a download in the hub cache, is missing, with the command for the download.
     """
     sources.check_named()
     named = FAMILIES[sources.family]
     teacher_prediction = sources.teacher_prediction
-    if sources.family == "tiny" and not sources.teacher and teacher_prediction == "auto":
-        teacher_prediction = "v_prediction"  # as SD 2.1; random weights could not tell
+    if not sources.teacher and teacher_prediction == "auto":
+        teacher_prediction = named.teacher_prediction
     lora: Path | None = Path(sources.student_lora) if sources.student_lora else None
     if lora is not None and not lora.is_file():
         raise InputError(f"student_lora {lora} {why_missing(lora)}; expected a .safetensors file.")
     if lora is None and named.student_lora and not sources.student:
-        lora = cached_file(named.student_lora, HUB[named.student_lora].files[0])
-        if lora is None:
-            raise _not_cached(named.student_lora, named)
+        lora = _family_lora(named)
     is_custom = sources.family == CUSTOM
     lacks_teacher = not sources.teacher and (
         is_custom or (named.teacher in HUB and cached_folder(named.teacher) is None)
@@ -56,12 +54,24 @@ def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
         },
     )
     if sources.student and sources.family not in (CUSTOM, "tiny", "miniature"):
-        # Files of the user's own in place of the family's may be of another one.
+        # The user's own student may belong to another family.
         predicts = family.teacher.schedule.prediction_type if family.teacher is not None else None
-        # Hyper-SD's student is SD 1.5 with a LoRA, which nothing but the user's word tells.
+        # Hyper-SD's student is SD 1.5 with a merged LoRA; the weights do not show that, so the user's word counts.
         is_hyper = sources.family == "hyper-sd15" and family.architecture.text_width == SD1.text_width
         family.name = sources.family if is_hyper else family_name(family.architecture, predicts)
     return family
+
+
+def _family_lora(named: NamedFamily) -> Path:
+    if named.student_lora in HUB:
+        cached = cached_file(named.student_lora, HUB[named.student_lora].files[0])
+        if cached is None:
+            raise _not_cached(named.student_lora, named)
+        return cached
+    path = Path(named.student_lora)
+    if not path.is_file():
+        raise InputError(f"the family's student_lora {path} {why_missing(path)}; expected a .safetensors file.")
+    return path
 
 
 def _locate(own: str, role: str, named: NamedFamily) -> Source:
@@ -78,8 +88,10 @@ def _locate(own: str, role: str, named: NamedFamily) -> Source:
             )
     if default == "miniature":
         return embedded_folder(role)
-    if default not in HUB:
+    if default == "tiny":
         return tiny_checkpoint(role)
+    if default not in HUB:
+        return Path(default)
     folder = cached_folder(default)
     if folder is None:
         raise _not_cached(default, named)
@@ -100,4 +112,6 @@ def _licence(own: str, default: str) -> str:
         return f"that of the checkpoint {Path(own).name}{usual}"
     if default == "miniature":
         return "MIT"
-    return HUB[own or default].licence if (own or default) in HUB else "MIT (random weights)"
+    if (own or default) in HUB:
+        return HUB[own or default].licence
+    return "MIT (random weights)" if default in ("tiny", "") else f"that of the checkpoint {Path(default).name}"

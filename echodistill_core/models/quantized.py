@@ -1,4 +1,4 @@
-"""Quantised weights: 8-bit floats with ComfyUI's scales are multiplied out, every other form is refused by name.
+"""Quantised weights: 8-bit floats with ComfyUI's scales are dequantised, every other form is refused by name.
 
 ComfyUI stores weight = float8 * scale, with the scale of `<layer>.weight` as a single number `<layer>.scale_weight`
 and an empty `scaled_fp8` that marks the file, or, from 0.4 on, `<layer>.weight_scale` with the format as JSON in
@@ -21,7 +21,7 @@ from ..messages import shortened
 _FORMATS = ("float8_e4m3fn", "float8_e5m2")
 _SCALE = re.compile(r"^(.+\.)(?:scale_weight|weight_scale)$", re.DOTALL)
 _FORMAT = re.compile(r"(^|\.)comfy_quant$")
-# They scale what a layer reads where the device multiplies 8-bit floats; the weights do not depend on them.
+# Scales of a layer's input, for 8-bit matrix products; the weights do not depend on them.
 _INPUT_SCALE = re.compile(r"\.(scale_input|input_scale)$")
 _UNKNOWN_SCALE = re.compile(r"scale|amax|quant", re.IGNORECASE)
 _MARK = re.compile(r"(^|\.)scaled_fp8$")
@@ -40,7 +40,7 @@ _EXPECTED = (
 
 
 def refuse_quantized_config(config: Mapping[str, Any], origin: str) -> None:
-    """Raise InputError for a configuration that says its weights are quantised."""
+    """Raise InputError for a configuration with quantised weights."""
     stated = config.get("quantization_config")
     if stated:
         method = stated.get("quant_method", "quantised") if isinstance(stated, Mapping) else stated
@@ -48,11 +48,11 @@ def refuse_quantized_config(config: Mapping[str, Any], origin: str) -> None:
 
 
 def dequantized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], origin: str) -> Mapping[str, Tensor]:
-    """These tensors with every scale multiplied into its weight, and without scales and marks.
+    """The tensors with each scale multiplied into its weight, without scales and format markers.
 
-    Tensors without a scale are the very ones given. Products are made in float32 and kept in the precision of the
-    network's other weights, at least 16 bits. Raises InputError for other forms of quantisation, a scale that is not
-    one positive number, and a scale whose weight is missing.
+    Tensors without a scale are returned as they are. Products are computed in float32 and stored in the precision of
+    the network's other weights, at least 16 bits. Raises InputError for other forms of quantisation, a scale that is
+    not one positive number, and a scale without its weight.
     """
     for name in tensors:
         for pattern, whose in _FOREIGN:
@@ -90,14 +90,14 @@ def dequantized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], orig
         if not found.is_floating_point():
             raise InputError(f"{origin}: tensor {shortened(name)} is {found.dtype} with a scale; {_EXPECTED}.")
         if type(found) not in (Tensor, nn.Parameter):
-            continue  # a live object's tensor that multiplies its scale itself
+            continue  # a tensor subclass in memory that applies its scale itself
         prefix = next(p for p in _NETWORKS if name.startswith(p))
         result[name] = (found.detach().float() * scale).to(precision[prefix])
     return result
 
 
 def _refuse_unknown_scales(tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Refuse an 8-bit weight with a scale under a name that is not ComfyUI's: read without it, it would be wrong."""
+    """Raise InputError for an 8-bit weight whose scale has an unknown name: without the scale it would be wrong."""
     layers = {
         name.rpartition(".")[0]: name
         for name, tensor in tensors.items()
@@ -139,7 +139,7 @@ def _scale(scale: Tensor, name: str, origin: str) -> float:
 
 
 def _check_formats(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], origin: str) -> None:
-    """Refuse every layer format that is not an 8-bit float with one scale."""
+    """Raise InputError for a layer format other than an 8-bit float with one scale."""
     formats: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if _FORMAT.search(name):

@@ -1,4 +1,4 @@
-"""The noise schedule of a scheduler's configuration, checked before anything is computed with it."""
+"""The noise schedule of a diffusers scheduler configuration, with checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..diffusion import PREDICTION_TYPES, NoiseSchedule
 from ..errors import InputError
 from ..messages import shortened
 
-TIMESTEPS = 1000  # of every Stable Diffusion, and of ComfyUI's samplers
+TIMESTEPS = 1000  # in every Stable Diffusion and in ComfyUI's samplers
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
 # diffusers' schedulers without betas: flow matching, EDM, and processes on tokens.
 _OTHER_PROCESSES = ("FlowMatch", "EDM", "CosineDPM", "VQDiffusion", "Amused", "ScoreSde")
@@ -21,12 +21,12 @@ _OPTIONS = "--student-prediction or --teacher-prediction"
 
 
 def schedule_of(scheduler: Mapping[str, Any], prediction: str, origin: str = "the scheduler") -> NoiseSchedule:
-    """The noise schedule of a diffusers scheduler's configuration, under which a UNet predicts `prediction`.
+    """The noise schedule of a diffusers scheduler configuration, for a UNet with this prediction type.
 
-    abar (alphas_cumprod) falls strictly within (0, 1]. With zero terminal SNR (rescale_betas_zero_snr) it ends at 0:
-    v_prediction and sample give x0 = sqrt(abar) z - sqrt(1 - abar) v = -v and x0 itself there, and the noise is z;
-    epsilon leaves x0 = (z - epsilon) / 0, so that it is refused.
-    Raises InputError naming `origin` for a configuration that gives no such schedule.
+    abar (alphas_cumprod) decreases strictly within (0, 1]. With zero terminal SNR (rescale_betas_zero_snr) it ends at
+    0. There z is pure noise: v_prediction gives x0 = sqrt(abar) z - sqrt(1 - abar) v = -v and sample gives x0, but
+    epsilon gives x0 = (z - epsilon) / 0 and is refused.
+    Raises InputError naming `origin` for a configuration without such a schedule.
     """
     if not isinstance(prediction, str) or prediction not in PREDICTION_TYPES:
         raise InputError(
@@ -81,7 +81,7 @@ def _alphas_cumprod(scheduler: Mapping[str, Any], origin: str) -> Tensor:
     try:
         abar = DDPMScheduler.from_config(dict(scheduler)).alphas_cumprod
         assert isinstance(abar, Tensor)
-    except Exception as error:  # diffusers raises whatever its arithmetic does
+    except Exception as error:  # diffusers raises many types on malformed values
         raise InputError(
             f"{origin}: no noise schedule can be made of it ({shortened(error)}); expected diffusers' "
             "scheduler_config.json; download the checkpoint again."

@@ -1,4 +1,4 @@
-"""Which checkpoints a run uses: a named family, or files and folders of the user's own in place of its parts."""
+"""Which checkpoints a run uses: a registered family, with any part replaced by the user's own files and folders."""
 
 from __future__ import annotations
 
@@ -8,40 +8,52 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InputError
+from ..registry import Registry
 from ..settings import EchoSettings, TrainSettings, check_fields, from_options, setting
-from .architectures import MINIATURE, SD2, Architecture
+from .architectures import SD2, Architecture
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class NamedFamily:
-    """A family by the names of its parts in models.hub.
+    """A family: its checkpoints and the settings recommended for them. Register it in `FAMILIES` by its name.
 
-    bundle: what to download to have it, or "" for nothing.
-    defaults, echo_defaults: values of TrainSettings and EchoSettings that suit its networks better than the paper's,
-        which were found for Stable Diffusion; `settings_for` says what wins over them.
+    teacher, student, student_lora: each a name in models.hub.HUB, or the path of a local diffusers folder or
+        .safetensors file; "miniature" and "tiny" for the package's own models. student_lora: a LoRA that is merged into
+        the student (Hyper-SD), or "" for none.
+    bundle: the argument of `echodistill download` that fetches the family, or "" where nothing has to be fetched.
+    teacher_prediction: prediction type of a teacher whose weights do not tell it (diffusion.PREDICTION_TYPES).
+    backbones: as `source` of perception.load.load_backbones: "tiny", "miniature", a folder, or "" for the hub cache.
+    architecture: a name in models.architectures.ARCHITECTURES that belongs to this family alone, or "".
+    defaults, echo_defaults: recommended values of TrainSettings and EchoSettings where the paper's, which were found
+        for Stable Diffusion, do not suit; `settings_for` gives the order of precedence.
     """
 
     teacher: str
     student: str
     student_lora: str = ""
     bundle: str = ""
+    teacher_prediction: str = "auto"
+    backbones: str = ""
+    architecture: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     echo_defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-CUSTOM = "custom"  # models without a name here: the user says where they are
+CUSTOM = "custom"  # models without a registered name; the user gives their paths
 
-FAMILIES: dict[str, NamedFamily] = {
+_FAMILIES = {
     "sd-turbo": NamedFamily("sd2.1", "sd-turbo", bundle="sd-turbo-family"),
     "sd-turbo-base": NamedFamily("sd2.1-base", "sd-turbo", bundle="sd-turbo-base-family"),
     "hyper-sd15": NamedFamily("sd1.5", "sd1.5", "hyper-sd15", bundle="hyper-sd15-family"),
     "miniature": NamedFamily(
         "miniature",
         "miniature",
-        # Networks hundreds of times smaller than Stable Diffusion's want larger steps and fewer of them; most of what
-        # a subject is goes into the token, since their keys and values are narrow.
+        backbones="miniature",
+        architecture="miniature",
+        # Networks hundreds of times smaller than Stable Diffusion's need fewer, larger steps. The token learns most of
+        # the subject, since the keys and values are narrow: hence its high learning rate.
         defaults={
             "iterations": 200,
             "teacher_lr": 2e-4,
@@ -49,25 +61,28 @@ FAMILIES: dict[str, NamedFamily] = {
             "token_lr": 1e-1,
             "critic_lr": 1e-4,
             "guidance_scale": 3.0,
-            # Their world has no grey canvas, and at 64 pixels a subject made smaller loses its marks.
+            # The training images have no grey canvas, and at 64 pixels a smaller subject loses its details.
             "augment": False,
-            # An eighth of the sorting, which costs a third of an iteration on a CPU at 128.
+            # With 128 projections, sorting takes a third of an iteration on a CPU.
             "swd_projections": 16,
         },
         echo_defaults={"iterations": 80},
     ),
-    "tiny": NamedFamily("tiny", "tiny"),
+    # As SD 2.1; random weights do not tell the prediction type.
+    "tiny": NamedFamily("tiny", "tiny", teacher_prediction="v_prediction", backbones="tiny"),
     CUSTOM: NamedFamily("", ""),
 }
+FAMILIES: Registry[NamedFamily] = Registry("family", _FAMILIES)
 
 
 def family_name(architecture: Architecture, teacher_prediction: str | None) -> str:
-    """The family's name that models belong to, as far as architecture and prediction tell; CUSTOM for all others.
+    """Name in FAMILIES of models with this architecture and prediction type; CUSTOM where it is ambiguous.
 
-    teacher_prediction: what the teacher predicts, or None where there is no teacher.
+    teacher_prediction: the teacher's prediction type, or None where there is no teacher.
     """
-    if architecture.name == MINIATURE.name:
-        return "miniature"
+    for name, family in FAMILIES.items():
+        if family.architecture == architecture.name:
+            return name
     if architecture.text_width == SD2.text_width and architecture.unet["in_channels"] == SD2.unet["in_channels"]:
         return "sd-turbo-base" if teacher_prediction == "epsilon" else "sd-turbo"
     return CUSTOM
@@ -84,7 +99,7 @@ class ModelSources:
         "sd-turbo",
         "teacher and student by one name; miniature comes with the package, tiny is random, custom has --student and "
         "--teacher",
-        choices=tuple(FAMILIES),
+        choices=FAMILIES,
     )
     teacher: str = setting("", "teacher's diffusers folder or .safetensors file, in place of the family's")
     student: str = setting("", "student's diffusers folder or .safetensors file, in place of the family's")
@@ -115,14 +130,15 @@ class ModelSources:
 
 
 def backbone_source(sources: ModelSources) -> str:
-    """Where perception.load looks for backbones: the user's folder, the family's own by its name, or the hub cache."""
-    return sources.backbones or (sources.family if sources.family in ("miniature", "tiny") else "")
+    """`source` for perception.load.load_backbones: the user's folder, else the family's own, else the hub cache."""
+    return sources.backbones or FAMILIES[sources.family].backbones
 
 
 def settings_for(cls: type[T], options: Mapping[str, Any], sources: ModelSources) -> T:
-    """TrainSettings or EchoSettings for these models: options over the preset over the family's over the defaults.
+    """TrainSettings or EchoSettings for these models.
 
-    What comes back names every value, so a run that stores it does not depend on the family's table.
+    Precedence, highest first: options, the preset, the family's recommendations, the class's defaults. Every value of
+    the result is explicit, so a run that stores it does not depend on FAMILIES.
     Raises InputError for a name that is no setting and for values that do not fit.
     """
     family = FAMILIES[sources.family]

@@ -1,6 +1,6 @@
-"""The tiny family: the true structure in a few hundred thousand random weights, for tests and for trying commands.
+"""The tiny family: SD 2.x's structure with a few hundred thousand random weights, for tests and trial commands.
 
-It has learned nothing and its pictures are noise; it shows that everything runs.
+It is untrained; its images are noise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ StateDict = dict[str, Tensor]
 def random_weights(shapes: dict[str, Tensor], seed: int) -> StateDict:
     """Fill the given (meta) tensors: matrices N(0, 1/fan_in), norm scales 1, biases 0; float32.
 
-    Drawn in the order given from one generator, so the same shapes and seed give the same weights.
+    All tensors are drawn in order from one generator: equal shapes and seeds give equal weights.
     """
     generator = torch.Generator().manual_seed(seed)
     result = {}

@@ -1,4 +1,4 @@
-"""The files of one network's folder: its configuration and its weights, in one file or in shards."""
+"""Reads one network's folder: its configuration, and its weights in one file or in shards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError where it is missing or is something else."""
+    """Read a JSON object. Raises InputError where the file is missing or holds anything else."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -33,9 +33,9 @@ def read_config(path: Path) -> dict[str, Any]:
 def weights_in(folder: Path) -> dict[str, Tensor]:
     """The tensors of one network's folder: one safetensors file or shards with an index.
 
-    The file without a variant in its name is preferred, then fp16, then the one variant that there is.
-    Raises InputError where there is none, where there are several other variants, or pickles only, and naming the
-    shards that an index lists and the folder lacks.
+    Preference: the file without a variant in its name, fp16, a single other variant.
+    Raises InputError for a folder without weights, with several other variants or with pickles only, and for shards
+    that the index lists and the folder lacks.
     """
     for stem in _STEMS:
         for variant in ("", ".fp16"):
@@ -70,12 +70,12 @@ def weights_in(folder: Path) -> dict[str, Tensor]:
 
 
 def _indices(stem: str, variant: str) -> tuple[str, ...]:
-    """The names of an index: as diffusers and as transformers write it."""
+    """File names of an index, in diffusers' and in transformers' form."""
     return tuple(dict.fromkeys((f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json")))
 
 
 def _other_variants(folder: Path) -> dict[str, Path]:
-    """Variant -> its file, or the index of its shards, for every variant whatever its name."""
+    """Variant -> its file, or the index of its shards, for all variants."""
     result = {}
     for stem in _STEMS:
         for path in sorted(folder.glob(f"{stem}.*.safetensors")):

@@ -1,1 +1,1 @@
-"""Frozen image encoders: what the critics look with and the identity loss compares."""
+"""Frozen image encoders for the critics, the identity loss and the metrics."""

@@ -1,4 +1,4 @@
-"""Tensors of OpenCLIP's, timm's and Meta's layouts under transformers' names."""
+"""Converts tensors from OpenCLIP's, timm's and Meta's layouts to transformers' names."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .layouts import OPEN_CLIP, TIMM, Network, own_name
+from .layouts import OPEN_CLIP, TIMM, Network, normalised_name
 
 
 def in_transformers_names(tensors: Mapping[str, Tensor], network: Network, with_text: bool) -> dict[str, Tensor]:
-    """The network's tensors under the names that transformers' published files have, which every version reads.
+    """The network's tensors under the names of transformers' published files, which all its versions read.
 
-    tensors: of the file of which `network_of` told `network`; those of other networks beside it are left out.
+    tensors: the file's tensors; those of other networks are left out. network: from `network_of`.
     with_text: keep CLIP's text encoder.
-    Fused queries, keys and values come apart as views; OpenCLIP's projections are transposed.
+    Fused queries, keys and values are split into views; OpenCLIP's projections are transposed.
     """
     prefix = network.prefix
-    own = {own_name(n, prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    own = {normalised_name(n, prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     if network.layout == OPEN_CLIP:
         own = _from_open_clip(own)
     elif network.layout == TIMM:
@@ -37,7 +37,7 @@ _OPEN_CLIP_WHOLE = {
 }
 _OPEN_CLIP_PARTS = {
     "visual.transformer.resblocks.": "vision_model.encoder.layers.",
-    "visual.ln_pre.": "vision_model.pre_layrnorm.",  # spelt so in transformers
+    "visual.ln_pre.": "vision_model.pre_layrnorm.",  # transformers' spelling
     "visual.ln_post.": "vision_model.post_layernorm.",
     "transformer.resblocks.": "text_model.encoder.layers.",
     "ln_final.": "text_model.final_layer_norm.",
@@ -56,7 +56,7 @@ def _from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         bare = name.removeprefix("text.")
         if bare in _OPEN_CLIP_WHOLE:
-            # A matrix that is multiplied from the right, not a linear layer's.
+            # A matrix for x @ W; a linear layer stores W.T.
             turned = bare in ("visual.proj", "text_projection") and tensor.ndim == 2
             result[_OPEN_CLIP_WHOLE[bare]] = tensor.T.contiguous() if turned else tensor
             continue
@@ -114,7 +114,7 @@ def _from_timm(tensors: Mapping[str, Tensor], network: Network) -> dict[str, Ten
                 result[renamed] = tensor
     token = result.get("embeddings.cls_token")
     if dinov2 and token is not None:
-        # Only training reads it, and timm leaves it out.
+        # Only used in training; timm leaves it out.
         result.setdefault("embeddings.mask_token", token.new_zeros(1, network.width))
     elif not dinov2:
         result.pop("embeddings.mask_token", None)
@@ -122,7 +122,7 @@ def _from_timm(tensors: Mapping[str, Tensor], network: Network) -> dict[str, Ten
 
 
 def _thirds(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values; none where the tensor has no such shape, so that they are found missing."""
+    """Queries, keys and values; empty for another shape, so that they are reported as missing."""
     return tensor.chunk(3) if tensor.ndim and tensor.shape[0] % 3 == 0 else ()
 
 

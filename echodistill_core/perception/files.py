@@ -1,9 +1,10 @@
-"""Which backbone a file is: by its tensors' names and shapes, and among equals by what people call it."""
+"""Identifies the backbone in a file, by tensor names and shapes, and by the file name where those are equal."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,14 +16,14 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.checkpoint import weights_in
 from ..tensorfile import read_header, read_tensors
-from .backbones import SPECS, Spec
-from .layouts import Shapes, misfit, network_of
+from .backbones import SPECS, BackboneSpec
+from .layouts import Shapes, network_expected, network_mismatch, network_of
 
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 PROJECTOR = "ip-adapter_sd15.safetensors"
 
-# IP-Adapter's own names of its image projector, and diffusers'.
+# IP-Adapter's names of its image projector -> diffusers' names.
 _PROJECTOR_NAMES = {
     "image_proj.proj.weight": "image_embeds.weight",
     "image_proj.proj.bias": "image_embeds.bias",
@@ -30,57 +31,58 @@ _PROJECTOR_NAMES = {
     "image_proj.norm.bias": "norm.bias",
 }
 
-# How these files are usually called: of several that fit, such a one is taken first.
-_USUAL = {
-    "clip": r"vit[-_]?h([-_/]?14)?|clip_vision_h|sd15.*image_encoder",
-    "dinov2": r"dino_?v2.*(large|vitl|_l)|vit_large_patch14_dinov2",
-    "dinov2-small": r"dino_?v2.*(small|vits|_s)|vit_small_patch14_dinov2",
-    "dino": r"dino[-_]?(v1[-_])?(deit)?(vit)?s(mall)?[-_]?16|vit_small_patch16_224[._]dino",
-    "clip-vit-l-14-336": r"(vit[-_]?l(arge)?|large)[-_]?(patch)?14.*336",
-    "clip-vit-b-32": r"(vit[-_]?b(ase)?|base)[-_]?(patch)?32",
-}
-# Other trainings of networks with the very same names and shapes: what they are called tells them.
-_OPENAI_IS_MEANT = r"laion|datacomp|commonpool|metaclip|dfn|yfcc|cc12m|roberta|quilt|streetclip|fashion"
-_OTHER_TRAINING = {
-    "clip": r"dfn|metaclip|datacomp|quickgelu|cc12m",
-    "dino": r"augreg|deit_|deit3|moco|msn|ibot|[-_.]mae|in21k",
-    "dinov2": r"depth_?anything",
-    "dinov2-small": r"depth_?anything",
-    "clip-vit-l-14-336": _OPENAI_IS_MEANT,
-    "clip-vit-b-32": _OPENAI_IS_MEANT,
-}
 
+def backbone_of(shapes: Shapes, called: str = "", specs: Mapping[str, BackboneSpec] = SPECS) -> str | None:
+    """The name in `specs` of the backbone with tensors of these shapes, or None.
 
-def backbone_of(shapes: Shapes, called: str = "", specs: Mapping[str, Spec] = SPECS) -> str | None:
-    """Which backbone of `specs` a file with tensors of these shapes is; None for none of them.
-
-    called: the file's name, with folders where they say something. It decides nothing but between trainings of equal
-    networks: an OpenCLIP ViT-B/32 called laion2B is not OpenAI's.
+    called: the file's name, with its folders. It only distinguishes trainings of equal networks: an OpenCLIP ViT-B/32
+    with laion2B in its name is not OpenAI's.
     """
-    return next((name for name, spec in specs.items() if not why_not(shapes, spec, called)), None)
+    return next((name for name, spec in specs.items() if not mismatch_reason(shapes, spec, called)), None)
 
 
-def why_not(shapes: Shapes, spec: Spec, called: str = "") -> str:
-    """Why a file with tensors of these shapes is not this backbone, as what it is instead; "" if it is.
+def mismatch_reason(shapes: Shapes, spec: BackboneSpec, called: str = "") -> str:
+    """Why tensors of these shapes are not this backbone's, naming the network found; "" if they are.
 
     called: as in `backbone_of`.
     """
-    network = network_of(shapes)
-    if network is None:
-        return f"no image encoder in a layout known here, expected {spec.title}"
-    if reason := misfit(network, spec):
-        return reason
-    other = re.search(_OTHER_TRAINING.get(spec.name, r"(?!)"), called, re.IGNORECASE)
+    if network_expected(spec) is None:
+        if reason := _missing_tensors(shapes, spec):
+            return reason
+    else:
+        network = network_of(shapes)
+        if network is None:
+            return f"no image encoder in a layout known here, expected {spec.title}"
+        if reason := network_mismatch(network, spec):
+            return reason
+    other = _search(spec.other_trainings, called)
     return "" if other is None else f"by its name ({other[0]}) another training, expected {spec.title}"
 
 
+def _missing_tensors(shapes: Shapes, spec: BackboneSpec) -> str:
+    """Why tensors of these shapes are not the backbone's; "" if they are. For architectures unknown to `layouts`.
+
+    Compares shapes and, where a name is in both, the shape under that name: transformers renames tensors of published
+    files between versions, and only its own loader knows all names.
+    """
+    with torch.device("meta"):
+        expected = {name: tuple(like.shape) for name, like in spec.build(spec.config).state_dict().items()}
+    absent = [name for name, shape in expected.items() if shapes.get(name, shape) != shape]
+    missing = Counter(expected.values()) - Counter(shapes.values())
+    if absent:
+        return f"another network, expected {spec.title}: {absent[0]} has another shape"
+    if missing:
+        return f"another network, expected {spec.title}: {missing.total()} tensors are missing"
+    return ""
+
+
 def projector_name(name: str) -> str:
-    """What diffusers calls this tensor of IP-Adapter's image projector; "" for IP-Adapter's other tensors."""
+    """diffusers' name of a tensor of IP-Adapter's image projector; "" for IP-Adapter's other tensors."""
     return _PROJECTOR_NAMES.get(name, "")
 
 
-def projector_flaw(shapes: Shapes, spec: Spec) -> str:
-    """What a file with tensors of these shapes lacks of the image projector after this backbone; "" for nothing."""
+def projector_mismatch(shapes: Shapes, spec: BackboneSpec) -> str:
+    """The first tensor of the backbone's image projector that these shapes lack, as a clause; "" for none."""
     assert spec.projector is not None
     with torch.device("meta"):
         expected = ImageProjection(**spec.projector).state_dict()
@@ -90,41 +92,46 @@ def projector_flaw(shapes: Shapes, spec: Spec) -> str:
 
 
 def choose_projector(name: str, candidates: Iterable[Path]) -> Path | None:
-    """The first of these files that holds the image projector of the backbone of this name."""
+    """The first of these files with the image projector of the named backbone, or None."""
     return next((path for path in candidates if _holds_projector(path, SPECS[name])), None)
 
 
-def _holds_projector(path: Path, spec: Spec) -> bool:
+def _holds_projector(path: Path, spec: BackboneSpec) -> bool:
     try:
-        return not projector_flaw(_shapes(path), spec)
+        return not projector_mismatch(_shapes(path), spec)
     except InputError:
         return False
 
 
-def encoder_in(place: Path, spec: Spec) -> Path:
-    """Where the encoder lies in a backbone's place: IP-Adapter's repository has it in a subfolder."""
+def encoder_in(place: Path, spec: BackboneSpec) -> Path:
+    """The encoder's file or folder within `place`: IP-Adapter's repository has it in a subfolder."""
     if spec.projector is None or not place.is_dir():
         return place
     return next((p.parent for p in sorted(place.rglob("image_encoder/config.json"))), place)
 
 
 def rank(name: str, called: str) -> int:
-    """How much a file's name, with its folders, says that it is this backbone: 2 the very name, 1 a usual one, or 0."""
+    """Rank of a file's name, with its folders, for a backbone: 2 its exact name, 1 a usual name, 0 any other."""
     if re.match(rf"{re.escape(name)}(\.safetensors)?(/|$)", called):
         return 2
-    return int(re.search(_USUAL.get(name, r"(?!)"), called, re.IGNORECASE) is not None)
+    return int(_search(SPECS[name].file_names, called) is not None)
+
+
+def _search(pattern: str, called: str) -> re.Match[str] | None:
+    """The first match of a pattern of a BackboneSpec, or None; an empty pattern matches nothing."""
+    return re.search(pattern, called, re.IGNORECASE) if pattern else None
 
 
 def choose(name: str, candidates: Iterable[tuple[Path, str]]) -> tuple[Path | None, list[str]]:
-    """The first candidate that is this backbone, and why others are not.
+    """The first candidate that is this backbone, or None; and the reasons against others.
 
-    candidates: files or folders of safetensors, each with what it is called (`rank`); the best called come first, and
-        those called alike as given. Only headers are read.
-    The reasons are whole clauses, of those candidates alone whose name says that they are this backbone.
+    candidates: files or folders of safetensors, each with its name, sorted by `rank` and then as given. Only headers
+        are read.
+    The reasons are clauses about the candidates with a usual name of this backbone.
     """
     reasons: list[str] = []
     for path, called in sorted(candidates, key=lambda one: -rank(name, one[1])):
-        reason = _flaw(path, SPECS[name], called)
+        reason = _candidate_mismatch(path, SPECS[name], called)
         if not reason:
             return path, reasons
         if rank(name, called):
@@ -132,20 +139,20 @@ def choose(name: str, candidates: Iterable[tuple[Path, str]]) -> tuple[Path | No
     return None, reasons
 
 
-def _flaw(path: Path, spec: Spec, called: str) -> str:
+def _candidate_mismatch(path: Path, spec: BackboneSpec, called: str) -> str:
     place = encoder_in(path, spec)
     try:
-        reason = why_not(shapes_in(place), spec, called)
-        return f"{path} is {reason}" if reason else activation_flaw(place, spec)
+        reason = mismatch_reason(shapes_in(place), spec, called)
+        return f"{path} is {reason}" if reason else activation_mismatch(place, spec)
     except InputError as error:
         return str(error).rstrip(".")
 
 
-def activation_flaw(place: Path, spec: Spec) -> str:
-    """A clause where the configuration beside a CLIP's weights has another activation than the backbone; "" otherwise.
+def activation_mismatch(place: Path, spec: BackboneSpec) -> str:
+    """A clause where a CLIP's configuration has another activation function than the backbone; "" otherwise.
 
-    CLIP was trained with GELU and with QuickGELU in equal shapes, so that nothing in the weights tells them apart.
-    place: a folder, or a file, beside which only a configuration of its own library is read.
+    CLIP was trained with GELU and with QuickGELU; the weights do not show the difference.
+    place: a folder or a file. Beside a file, only the configuration of its own library is read.
     Raises InputError where the configuration cannot be read.
     """
     wanted = getattr(getattr(spec.config, "vision_config", spec.config), "hidden_act", None)
@@ -166,9 +173,9 @@ def activation_flaw(place: Path, spec: Spec) -> str:
 
 
 def shapes_in(place: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors of a file, or of a folder's weights, by name, from the headers alone.
+    """Shapes of all tensors of a file, or of a folder's weights, by name; reads headers only.
 
-    Raises InputError where a file is no safetensors, and where a folder holds none.
+    Raises InputError for a file that is not safetensors and a folder without safetensors.
     """
     if not place.is_dir():
         return _shapes(place)
@@ -176,9 +183,9 @@ def shapes_in(place: Path) -> dict[str, tuple[int, ...]]:
 
 
 def tensors_in(place: Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of a folder's weights in transformers', OpenCLIP's or timm's form.
+    """The tensors of a file, or of a folder in transformers', OpenCLIP's or timm's layout.
 
-    Raises InputError where there are none.
+    Raises InputError where the folder has no weights.
     """
     if not place.is_dir():
         return read_tensors(place)
@@ -187,8 +194,8 @@ def tensors_in(place: Path) -> dict[str, Tensor]:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    """The files of one encoder's weights in a folder: transformers' and timm's, shards, OpenCLIP's, or the only one."""
-    # Where timm publishes OpenAI's CLIP, model.safetensors is the image encoder in timm's own layout.
+    """Weight files of one encoder in a folder. Order: transformers' or timm's, shards, OpenCLIP's, the only file."""
+    # In timm's repositories of OpenAI's CLIP, model.safetensors is the image encoder in another layout.
     if (folder / _OPEN_CLIP_WEIGHTS).is_file() and (folder / _OPEN_CLIP_CONFIG).is_file():
         return [folder / _OPEN_CLIP_WEIGHTS]
     for name in ("model.safetensors", "model.fp16.safetensors"):
@@ -201,7 +208,7 @@ def _weights_in(folder: Path) -> list[Path]:
     if (folder / _OPEN_CLIP_WEIGHTS).is_file():
         return [folder / _OPEN_CLIP_WEIGHTS]
     if len(files) != 1:
-        weights_in(folder)  # says what there is instead
+        weights_in(folder)  # its error names the folder's files
         raise InputError(f"{folder} holds {len(files)} .safetensors files; expected one, named model.safetensors.")
     return files
 

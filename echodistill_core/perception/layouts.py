@@ -1,10 +1,10 @@
-"""The layouts in which image encoders are published, and what a file's tensors say it is.
+"""The layouts of published image encoders, and identifying a network by tensor names and shapes.
 
 transformers    vision_model.*, visual_projection.weight (CLIP); embeddings.*, encoder.layer.* (ViT, DINO v2)
 OpenCLIP        visual.*, and beside it token_embedding.*, transformer.*, text_projection, for both towers
 timm and Meta   patch_embed.*, blocks.*, norm.*: DINO and DINO v2 as timm and as Meta's own repositories name them
 
-Everything here reads names and shapes only, so a file's header is enough. `conversion` turns them into one layout.
+A file's header is enough. `conversion` renames all layouts to transformers'.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from transformers import CLIPConfig, CLIPVisionConfig, Dinov2Config
+from transformers import CLIPConfig, CLIPVisionConfig, Dinov2Config, ViTConfig
 
-from .backbones import Spec
+from .backbones import BackboneSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 TRANSFORMERS, OPEN_CLIP, TIMM = "transformers'", "OpenCLIP's", "timm's or Meta's"
-# The patch embedding of each layout, by which it is known; what stands before it is a prefix of the whole network.
+# The patch embedding identifies the layout; the name's start is the prefix of the whole network.
 _ANCHORS = {
     "vision_model.embeddings.patch_embedding.weight": TRANSFORMERS,
     "embeddings.patch_embeddings.projection.weight": TRANSFORMERS,
@@ -33,11 +33,11 @@ _LAYER = re.compile(r"^(?:vision_model\.|visual\.)?(?:encoder\.|transformer\.)?(
 _TEXT_LAYER = re.compile(r"^(?:text_model\.encoder\.layers|(?:text\.)?transformer\.resblocks)\.(\d+)\.")
 # Meta's training code groups blocks for FSDP: blocks.GROUP.BLOCK.
 _GROUPED_BLOCK = re.compile(r"^blocks\.\d+\.(\d+)\.")
-# Tensors of networks that look like one of ours and compute something else: kind, and where it is seen.
+# Networks with similar tensors and another forward pass: kind, and the tensor that shows it.
 _OTHER_KINDS = (
     ("DINO v2 with registers", re.compile(r"^(embeddings\.)?(register_tokens|reg_token|storage_tokens)$")),
     ("ViT with a distillation token", re.compile(r"^(embeddings\.)?(dist_token|distillation_token)$")),
-    ("ViT with a classifier", re.compile(r"^head\.weight$")),  # of timm, where DINO has none
+    ("ViT with a classifier", re.compile(r"^head\.weight$")),  # timm's; DINO has no classifier
     ("CLIP with attention pooling", re.compile(r"^visual\.attn_pool\.")),
 )
 _TOKENS = (
@@ -72,12 +72,12 @@ _SIZES = {192: "Ti", 384: "S", 768: "B", 1024: "L", 1280: "H", 1408: "g", 1536: 
 
 @dataclass(frozen=True)
 class Network:
-    """An image encoder as far as it is told by names and shapes.
+    """Properties of an image encoder that follow from tensor names and shapes.
 
-    layout: TRANSFORMERS, OPEN_CLIP or TIMM. kind: such as "CLIP", "DINO v2", "ViT", or what makes it another.
-    width, depth, mlp: of its transformer. patch: side in pixels. positions: rows of its position embeddings.
-    projection: width of the image embedding, 0 without one. text: width and depth of the text encoder beside it.
-    prefix: stands before every name.
+    layout: TRANSFORMERS, OPEN_CLIP or TIMM. kind: such as "CLIP", "DINO v2", "ViT".
+    width, depth, mlp: of its transformer. patch: side in pixels. positions: rows of the position embeddings.
+    projection: width of the image embedding, 0 without one. text: width and depth of the file's text encoder.
+    prefix: common prefix of all names.
     """
 
     layout: str
@@ -93,7 +93,7 @@ class Network:
 
     @property
     def title(self) -> str:
-        """For a sentence, such as "CLIP ViT-H/14 at 224 pixels"."""
+        """For messages, such as "CLIP ViT-H/14 at 224 pixels"."""
         grid = math.isqrt(max(self.positions - 1, 0))
         side = f" at {grid * self.patch} pixels" if grid * grid + 1 == self.positions else ""
         name = f"ViT-{_SIZES.get(self.width, self.width)}/{self.patch}"
@@ -103,20 +103,20 @@ class Network:
 
 
 def network_of(shapes: Shapes) -> Network | None:
-    """What a file with tensors of these shapes holds; None where no layout of an image encoder is recognised."""
+    """The image encoder with tensors of these shapes; None for an unknown layout."""
     found = [
         (name.removesuffix(anchor), anchor)
         for anchor in _ANCHORS
         for name in shapes
         if name == anchor or name.endswith(f".{anchor}")
     ]
-    # The teacher of self-distillation is what DINO's authors publish and evaluate.
+    # DINO's authors publish and evaluate the teacher of self-distillation.
     teachers = [(prefix, anchor) for prefix, anchor in found if prefix.startswith("teacher.")]
     found = teachers if len(found) > 1 and teachers else found
     if not found:
         return None
     prefix, anchor = found[0]
-    own = {own_name(n, prefix): shape for n, shape in shapes.items() if n.startswith(prefix)}
+    own = {normalised_name(n, prefix): shape for n, shape in shapes.items() if n.startswith(prefix)}
     patch = own[anchor]
     if len(patch) != 4:
         return None
@@ -137,11 +137,13 @@ def network_of(shapes: Shapes) -> Network | None:
     )
 
 
-def network_expected(spec: Spec) -> Network:
-    """The network that a backbone's specification describes."""
+def network_expected(spec: BackboneSpec) -> Network | None:
+    """The network that a backbone's specification describes; None for other configurations than ViT, DINO v2, CLIP."""
     config = spec.config
     both = isinstance(config, CLIPConfig)
     vision = config.vision_config if both else config
+    if not isinstance(vision, (ViTConfig, Dinov2Config, CLIPVisionConfig)):
+        return None
     dinov2 = isinstance(vision, Dinov2Config)
     clip = both or isinstance(vision, CLIPVisionConfig)
     return Network(
@@ -157,14 +159,15 @@ def network_expected(spec: Spec) -> Network:
     )
 
 
-def misfit(found: Network, spec: Spec) -> str:
-    """Why the network is not the one that a backbone is made of, for a sentence; "" where it is.
+def network_mismatch(found: Network, spec: BackboneSpec) -> str:
+    """The differences from a backbone's network, for messages; "" where they are equal.
 
-    For instance "OpenCLIP's CLIP ViT-L/14 at 224 pixels, expected CLIP ViT-H/14 ...: width 1024 instead of 1280".
+    For example "OpenCLIP's CLIP ViT-L/14 at 224 pixels, expected CLIP ViT-H/14 ...: width 1024 instead of 1280".
     """
     expected = network_expected(spec)
+    assert expected is not None
     compared = [f.name for f in fields(Network) if f.name not in ("layout", "prefix")]
-    # An image encoder may have a text encoder beside it, which is then not read.
+    # A text encoder in the file is ignored where the backbone has none.
     compared = [name for name in compared if name != "text" or any(expected.text)]
     different = [_difference(n, found, expected) for n in compared if getattr(found, n) != getattr(expected, n)]
     if not different:
@@ -202,10 +205,10 @@ def _depth(own: Shapes, pattern: re.Pattern[str]) -> int:
 
 
 def _first(own: Shapes, *names: str) -> tuple[int, ...]:
-    """The shape of the first of these tensors that is there and has one; (0,) without."""
+    """The first non-empty shape among these tensors; (0,) where all are absent."""
     return next((own[name] for name in names if own.get(name)), (0,))
 
 
-def own_name(name: str, prefix: str) -> str:
-    """A tensor's name in a network whose names begin with `prefix`, blocks counted through."""
+def normalised_name(name: str, prefix: str) -> str:
+    """A tensor's name without `prefix` and without Meta's groups of blocks."""
     return _GROUPED_BLOCK.sub(r"blocks.\1.", name.removeprefix(prefix))

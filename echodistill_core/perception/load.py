@@ -1,4 +1,4 @@
-"""Where the frozen backbones come from: a folder of the user's, files, the hub cache, or tiny random weights."""
+"""Loads the frozen backbones from a user's folder, given files, the hub cache, or as tiny random networks."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from transformers import CLIPConfig, ViTModel
 
 from ..errors import InputError
 from ..files import why_missing
-from ..messages import shortened
+from ..messages import quoted, shortened
 from ..models.embedded import embedded_folder
 from ..models.finite import check_finite
 from ..models.hub import cached_folder
 from ..models.quantized import dequantized
 from ..models.tiny import random_weights
+from ..settings import nearest
 from ..tensorfile import read_tensors
-from .backbones import MINIATURE_SPECS, SPECS, TINY_SPECS, Backbone, Spec
+from .backbones import MINIATURE_SPECS, SPECS, TINY_SPECS, Backbone, BackboneSpec
 from .conversion import in_transformers_names
-from .files import PROJECTOR, activation_flaw, encoder_in, projector_flaw, projector_name, tensors_in
-from .layouts import TIMM, TRANSFORMERS, misfit, network_of
+from .files import PROJECTOR, activation_mismatch, encoder_in, projector_mismatch, projector_name, tensors_in
+from .layouts import TIMM, TRANSFORMERS, network_expected, network_mismatch, network_of
 
-# Of timm's and Meta's layer norms, which DINO was trained with; transformers' ViT has 1e-12 in its published folder.
+# timm's and Meta's layer norms, with which DINO was trained; the published transformers folder has 1e-12.
 TIMM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class BackboneFiles:
-    """Where a backbone's files are: the encoder, and IP-Adapter's projector where it lies apart (`load_backbone`)."""
+    """Paths of a backbone: the encoder, and IP-Adapter's projector where it is a separate file (`load_backbone`)."""
 
     encoder: Path
     projector: Path | None = None
@@ -45,16 +46,27 @@ def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Backbon
     """Load several backbones, frozen, on the CPU in the files' precision.
 
     wanted: role -> name in SPECS, as training.state.needed_backbones returns it. The result has the same roles.
-    source: "tiny" for small random ones; "miniature" for the embedded ones; a folder with one subfolder or file for
-        each name; "" for the hub cache; or, by name, where a caller found them.
-    Raises InputError naming everything that is missing at once and the command that gets it.
+    source: "tiny" for small random networks; "miniature" for the embedded family's; a folder with one subfolder or file
+        for each name; "" for the hub cache; or a mapping from name to files.
+    Raises InputError for an unknown name, and naming all missing backbones with the command that downloads them.
     """
+    for name in wanted.values():
+        if name not in SPECS:
+            raise InputError(
+                f"there is no backbone named {quoted(name)}{nearest(name, SPECS)}; expected one of {', '.join(SPECS)}."
+            )
     if source == "tiny":
         return {role: tiny_backbone(name) for role, name in wanted.items()}
     if source == "miniature":
-        # One DINO v2 stands for both of its sizes there.
+        # The miniature family has one DINO v2 for both sizes.
         names = {role: name.removesuffix("-small") for role, name in wanted.items()}
         folder = embedded_folder("backbones")
+        for name in names.values():
+            if name not in MINIATURE_SPECS:
+                raise InputError(
+                    f"the miniature family has no backbone {quoted(name)}, only {', '.join(MINIATURE_SPECS)}; choose "
+                    "another family or turn the loss term off that uses it."
+                )
         return {role: load_backbone(name, folder / name, specs=MINIATURE_SPECS) for role, name in names.items()}
     if isinstance(source, str):
         found = {name: _find(name, source) for name in wanted.values()}
@@ -75,15 +87,15 @@ def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Backbon
 
 
 def load_backbone(
-    name: str, place: Path, projector: Path | None = None, *, specs: Mapping[str, Spec] | None = None
+    name: str, place: Path, projector: Path | None = None, *, specs: Mapping[str, BackboneSpec] | None = None
 ) -> Backbone:
-    """One backbone from a folder or a single safetensors file, in any of the layouts of `layouts`.
+    """Load one backbone from a folder or a safetensors file, in any layout of `layouts`.
 
-    A folder is transformers' (config.json and model.safetensors), OpenCLIP's or timm's. A CLIP image encoder may have
-    its text encoder beside it. The layer norms of timm's and Meta's layouts have their epsilon of 1e-6.
-    projector: IP-Adapter's file for a backbone that has one; otherwise looked for in the folder.
-    specs: the table that `name` stands in; None for the published backbones'.
-    Raises InputError naming what the file is where it is another network, and where tensors are missing.
+    A folder is transformers' (config.json and model.safetensors), OpenCLIP's or timm's. A CLIP's text encoder in the
+    same file is ignored. Layer norms of timm's and Meta's layouts get their epsilon of 1e-6.
+    projector: IP-Adapter's file, for a backbone with a projector; None to search the folder.
+    specs: the table with `name`; None for SPECS.
+    Raises InputError for another network, naming it, and for missing tensors.
     """
     spec = (SPECS if specs is None else specs)[name]
     if spec.projector is not None and place.is_dir():
@@ -101,10 +113,15 @@ def load_backbone(
 
 
 def tiny_backbone(name: str) -> Backbone:
-    """A small random backbone under this name, always the same."""
+    """The small random backbone of this name; equal weights in every call."""
+    if name not in TINY_SPECS:
+        raise InputError(
+            f"the tiny family has no backbone {quoted(name)}, only {', '.join(TINY_SPECS)}; register a small "
+            "specification in perception.backbones.TINY_SPECS."
+        )
     spec = TINY_SPECS[name]
     seed = 10 + list(TINY_SPECS).index(name)
-    with torch.random.fork_rng(devices=[]):  # the networks draw first weights of their own, soon replaced
+    with torch.random.fork_rng(devices=[]):  # the constructors draw initial weights
         encoder = spec.build(spec.config)
         projector = None if spec.projector is None else ImageProjection(**spec.projector)
     for module in (encoder, projector):
@@ -126,7 +143,7 @@ def _find(name: str, source: str) -> Path | None:
     return cached_folder(name)
 
 
-def _encoder(spec: Spec, place: Path) -> nn.Module:
+def _encoder(spec: BackboneSpec, place: Path) -> nn.Module:
     with torch.device("meta"):
         empty = spec.build(spec.config)
     cls, expected = type(empty), empty.state_dict()
@@ -136,9 +153,11 @@ def _encoder(spec: Spec, place: Path) -> nn.Module:
         raise InputError(
             f"{place}: tensor {shortened(whole[0])} holds whole numbers; take the file without quantisation."
         )
-    found = network_of({n: tuple(t.shape) for n, t in tensors.items()})
+    # Other architectures are read under transformers' names alone.
+    known = network_expected(spec) is not None
+    found = network_of({n: tuple(t.shape) for n, t in tensors.items()}) if known else None
     if found is not None:
-        if reason := misfit(found, spec):
+        if reason := network_mismatch(found, spec):
             raise InputError(f"{place} is {reason}; choose another file or run: echodistill download {spec.name}")
         tensors = in_transformers_names(tensors, found, with_text=isinstance(spec.config, CLIPConfig))
     if place.is_dir() and (found is None or found.layout == TRANSFORMERS):
@@ -147,16 +166,16 @@ def _encoder(spec: Spec, place: Path) -> nn.Module:
         config = copy.deepcopy(spec.config)
         if found is not None and found.layout == TIMM:
             config.layer_norm_eps = TIMM_EPS
-    if flaw := activation_flaw(place, spec):
-        raise InputError(f"{flaw}; choose another file or run: echodistill download {spec.name}")
-    # The file's precision, whatever the configuration says; some versions of transformers load as float32 even so.
+    if reason := activation_mismatch(place, spec):
+        raise InputError(f"{reason}; choose another file or run: echodistill download {spec.name}")
+    # The file's precision, not the configuration's. Some versions of transformers still load float32.
     config.dtype = dtype = _precision(tensors)
-    # transformers, not load_state_dict: it knows the names that these tensors had in its earlier versions.
+    # from_pretrained, not load_state_dict: it maps tensor names of earlier versions of transformers.
     options = {"add_pooling_layer": False} if cls is ViTModel else {}
     encoder, info = cls.from_pretrained(  # type: ignore[attr-defined]
         None, config=config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
-    # A folder brings a configuration of its own, so what was built from it may still be another model.
+    # A folder's own configuration may have built another model.
     built = {n: t.shape for n, t in encoder.state_dict().items()}
     absent = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     absent.update(n for n, like in expected.items() if built.get(n) != like.shape)
@@ -170,7 +189,7 @@ def _encoder(spec: Spec, place: Path) -> nn.Module:
 
 
 def _precision(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """What most numbers are in: OpenCLIP keeps the norms of a half precision network in single precision."""
+    """The dtype of most values: OpenCLIP stores the norms of half-precision networks in float32."""
     numbers: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         if tensor.is_floating_point():
@@ -185,10 +204,10 @@ def _config(cls: Any, folder: Path) -> Any:
         raise InputError(f"{folder / 'config.json'} cannot be read; download the backbone again.") from error
 
 
-def _projector(spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> ImageProjection:
+def _projector(spec: BackboneSpec, tensors: Mapping[str, Tensor], path: Path) -> ImageProjection:
     assert spec.projector is not None
-    if flaw := projector_flaw({n: tuple(t.shape) for n, t in tensors.items()}, spec):
-        raise InputError(f"{path} holds no projector of {spec.title}: {flaw}; expected {PROJECTOR} of IP-Adapter.")
+    if reason := projector_mismatch({n: tuple(t.shape) for n, t in tensors.items()}, spec):
+        raise InputError(f"{path} holds no projector of {spec.title}: {reason}; expected {PROJECTOR} of IP-Adapter.")
     with torch.device("meta"):
         projector = ImageProjection(**spec.projector)
     projector.load_state_dict({projector_name(n): t for n, t in tensors.items() if projector_name(n)}, assign=True)

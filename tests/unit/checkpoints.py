@@ -4,7 +4,7 @@ checkpoint_parts() -> dict        the tiny family's student as `unet`, `vae` and
 single_file(parts) -> dict        the same in the original layout
 write_folder(folder, parts, scheduler={}, vae={}) -> Path    a diffusers folder; dictionaries change its configurations
 same(found, expected)             asserts that both hold the very same names, types and values
-refused(source, **options) -> str          the sentence with which load_family refuses it
+refused(source, *args, **options) -> str          the sentence with which load_family refuses it
 """
 
 import json
@@ -54,9 +54,9 @@ def same(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
-def refused(source, **options):
+def refused(source, *args, **options):
     with pytest.raises(InputError) as caught:
-        load_family(source, **options)
+        load_family(source, *args, **options)
     message = str(caught.value)
     assert "\n" not in message
     assert message.endswith(".")

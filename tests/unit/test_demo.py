@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from registries import replace_entry
 
 from echodistill_core.cli import main, progress
 from echodistill_core.demo import demo
@@ -44,7 +45,7 @@ def _quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "open_family", lambda sources: family)
         patch.setattr(demo, "RUN_SETTINGS", QUICK)
-        patch.setitem(FAMILIES, "tiny", dataclasses.replace(FAMILIES["tiny"], echo_defaults={"pool_size": 2}))
+        replace_entry(patch, FAMILIES, "tiny", dataclasses.replace(FAMILIES["tiny"], echo_defaults={"pool_size": 2}))
         patch.setattr(demo, "TEACHER_STEPS", 2)
         yield
 
@@ -394,7 +395,7 @@ def test_scores_by_hand(photographs):
 def test_what_suits_the_family_is_what_a_demo_trains_with(monkeypatch):
     values = {"student_lr": 3e-4, "iterations": 999, "checkpoint_every": 999}
     table = dataclasses.replace(FAMILIES["tiny"], defaults=values, echo_defaults={"real_share": 0.25, "pool_size": 2})
-    monkeypatch.setitem(FAMILIES, "tiny", table)
+    replace_entry(monkeypatch, FAMILIES, "tiny", table)
     distil, echo = demo.stage_settings(choose(SETTINGS, []), SETTINGS)
     assert (distil.student_lr, distil.iterations, distil.checkpoint_every) == (3e-4, 4, 2)
     assert (echo.real_share, echo.iterations, echo.pool_size) == (0.25, 2, 2)

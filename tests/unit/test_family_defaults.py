@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from registries import replace_entry
 
 from echodistill_core.cli import main
 from echodistill_core.errors import InputError
@@ -21,7 +22,7 @@ ECHO_TABLE = {"iterations": 3, "pool_size": 2}
 def recommending(monkeypatch):
     """The tiny family, with values of its own."""
     named = dataclasses.replace(FAMILIES["tiny"], defaults=TABLE, echo_defaults=ECHO_TABLE)
-    monkeypatch.setitem(FAMILIES, "tiny", named)
+    replace_entry(monkeypatch, FAMILIES, "tiny", named)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -75,7 +76,7 @@ def test_a_run_of_the_command_line_keeps_what_the_family_recommended(photographs
     assert run.record["echo"] == affecting_result(EchoSettings(**ECHO_TABLE))
     assert len(run.read_log("echo")) == 3
     # Another version of the program, which recommends nothing, reads it as it was.
-    monkeypatch.setitem(FAMILIES, "tiny", dataclasses.replace(FAMILIES["tiny"], defaults={}, echo_defaults={}))
+    replace_entry(monkeypatch, FAMILIES, "tiny", dataclasses.replace(FAMILIES["tiny"], defaults={}, echo_defaults={}))
     assert {name: getattr(open_run(folder).settings, name) for name in TABLE} == TABLE
     capsys.readouterr()
     assert main([*train, *off, "--student-reconstruction-weight", "1", "--out", str(folder)]) == 2

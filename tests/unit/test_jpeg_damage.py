@@ -8,7 +8,7 @@ import pytest
 from picture_files import noise, ramp
 from PIL import Image, ImageFile
 
-from echodistill_core.concept.jpeg import damage, zeros_are_illegal
+from echodistill_core.concept.jpeg import find_damage, zeros_are_illegal
 from echodistill_core.concept.photographs import load_photograph
 from echodistill_core.errors import InputError
 
@@ -56,8 +56,8 @@ def overwritten(data, kind, size):
 def test_overwritten_and_missing_bytes_are_damage(tmp_path, kind, options):
     whole = jpeg_bytes(textured(), quality=95, **options)
     broken = overwritten(whole, kind, 4096)
-    assert damage(whole) is None
-    assert damage(broken)
+    assert find_damage(whole) is None
+    assert find_damage(broken)
     if kind in ("zeros", "missing"):  # the others may leave a marker that libjpeg refuses by itself
         assert is_taken_by_pillow(broken)
     (tmp_path / "a.jpg").write_bytes(broken)
@@ -68,19 +68,19 @@ def test_overwritten_and_missing_bytes_are_damage(tmp_path, kind, options):
 @pytest.mark.parametrize("kind", ["zeros", "ones", "random", "missing"])
 def test_damage_in_progressive_pictures_with_restart_markers(kind):
     whole = jpeg_bytes(textured(), quality=95, progressive=True, restart_marker_rows=1)
-    assert damage(whole) is None
-    assert damage(overwritten(whole, kind, 4096))
+    assert find_damage(whole) is None
+    assert find_damage(overwritten(whole, kind, 4096))
 
 
 @pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}])
 def test_each_kind_of_damage_is_told_from_the_others(options):
     whole = jpeg_bytes(textured(), quality=95, **options)
     middle = len(whole) // 2
-    assert "zero bytes" in damage(overwritten(whole, "zeros", 200))
-    assert "FF bytes" in damage(whole[:middle] + b"\xff" * 40 + b"\0" + whole[middle:])
+    assert "zero bytes" in find_damage(overwritten(whole, "zeros", 200))
+    assert "FF bytes" in find_damage(whole[:middle] + b"\xff" * 40 + b"\0" + whole[middle:])
     if not options:
-        assert "more data" in damage(whole[:middle] + whole[middle - 2000 : middle] + whole[middle:])
-        assert "end before" in damage(whole[: middle - 2000] + whole[middle:])
+        assert "more data" in find_damage(whole[:middle] + whole[middle - 2000 : middle] + whole[middle:])
+        assert "end before" in find_damage(whole[: middle - 2000] + whole[middle:])
 
 
 def test_restart_markers_out_of_order_missing_or_too_many():
@@ -89,16 +89,16 @@ def test_restart_markers_out_of_order_missing_or_too_many():
     first, second = whole.index(b"\xff\xd0", scan), whole.index(b"\xff\xd1", scan)
     swapped = bytearray(whole)
     swapped[first + 1], swapped[second + 1] = 0xD1, 0xD0
-    assert "restart markers" in damage(bytes(swapped))
-    assert "restart markers" in damage(whole[:first] + whole[second:])
-    assert "restart markers" in damage(whole[:first] + b"\xff\xd0" + whole[first:])
+    assert "restart markers" in find_damage(bytes(swapped))
+    assert "restart markers" in find_damage(whole[:first] + whole[second:])
+    assert "restart markers" in find_damage(whole[:first] + b"\xff\xd0" + whole[first:])
 
 
 def test_markers_that_may_not_stand_in_a_scan():
     whole = jpeg_bytes(textured(), quality=90)
     middle = len(whole) // 2
     for marker in (0xC0, 0xD8, 0x01, 0x4F):
-        assert f"FF{marker:02X}" in damage(whole[:middle] + bytes([0xFF, marker]) + whole[middle:])
+        assert f"FF{marker:02X}" in find_damage(whole[:middle] + bytes([0xFF, marker]) + whole[middle:])
 
 
 @pytest.mark.parametrize(
@@ -121,42 +121,42 @@ def test_sound_files_are_sound(options, quality):
     pictures = [np.zeros((512, 512, 3), np.uint8), np.full((111, 97, 3), 255, np.uint8), ramp(), tile, product, half]
     for picture in pictures:
         for subsampling in ("4:4:4", "4:2:0"):
-            assert damage(jpeg_bytes(picture, quality=quality, subsampling=subsampling, **options)) is None
-        assert damage(jpeg_bytes(picture[..., 0], quality=quality, **options)) is None
+            assert find_damage(jpeg_bytes(picture, quality=quality, subsampling=subsampling, **options)) is None
+        assert find_damage(jpeg_bytes(picture[..., 0], quality=quality, **options)) is None
     inks = np.dstack([ramp(), ramp()[..., 0]])
     file = io.BytesIO()
     Image.fromarray(inks, "CMYK").save(file, "JPEG", quality=quality, **options)
-    assert damage(file.getvalue()) is None
+    assert find_damage(file.getvalue()) is None
 
 
 def test_a_flat_picture_may_hold_thousands_of_zero_bytes():
     flat = jpeg_bytes(np.zeros((512, 512, 3), np.uint8), optimize=True)
     assert bytes(1000) in flat
-    assert damage(flat) is None
+    assert find_damage(flat) is None
 
 
 def test_what_lies_behind_the_picture_is_not_looked_at():
     whole = jpeg_bytes(textured(64))
-    assert damage(whole + bytes(5000) + b"\xff" * 5000 + b"\xff\xd8\xff\xc0") is None
+    assert find_damage(whole + bytes(5000) + b"\xff" * 5000 + b"\xff\xd8\xff\xc0") is None
 
 
 @pytest.mark.parametrize("padding", [bytes(5000), b"\xff" * 5000, b"some bytes of a camera"])
 def test_padding_at_the_end_of_the_scan_is_no_damage(padding):
     whole = jpeg_bytes(textured(64))
-    assert damage(whole[:-2] + padding + b"\xff\xd9") is None
+    assert find_damage(whole[:-2] + padding + b"\xff\xd9") is None
 
 
 def test_a_restart_marker_that_closes_the_scan_is_no_damage():
     whole = jpeg_bytes(textured(64), restart_marker_rows=1, subsampling="4:2:0")  # 4 rows: RST0 to RST2
     assert whole.count(b"\xff\xd2") == 1
-    assert damage(whole[:-2] + b"\xff\xd3\xff\xd9") is None
+    assert find_damage(whole[:-2] + b"\xff\xd3\xff\xd9") is None
 
 
 @pytest.mark.parametrize("cut", range(2, 700, 37))
 def test_cut_and_mangled_headers_raise_nothing(cut):
     whole = jpeg_bytes(textured(64))
-    damage(whole[:cut])
-    damage(whole[:cut] + bytes(9) + whole[cut + 9 :])
+    find_damage(whole[:cut])
+    find_damage(whole[:cut] + bytes(9) + whole[cut + 9 :])
 
 
 def test_where_zeros_mean_a_flat_area_they_are_legal():

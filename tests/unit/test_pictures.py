@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from small_backbones import SIDE, VIT
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 from echodistill_core.concept.photographs import Photograph
@@ -15,12 +16,10 @@ from echodistill_core.miniature.concepts import CONCEPTS, photographs
 from echodistill_core.miniature.judges import load_judges
 from echodistill_core.models.text import clip_tokenizer
 from echodistill_core.perception import load
-from echodistill_core.perception.backbones import SPECS, TINY_SPECS, Spec
+from echodistill_core.perception.backbones import SPECS, TINY_SPECS, BackboneSpec
 from echodistill_core.perception.load import BackboneFiles
 from echodistill_core.reporting import to_pictures
 
-SIDE = 32
-VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": SIDE}
 SMALL_CLIP = CLIPConfig(
     vision_config={**VIT, "intermediate_size": 64},
     text_config={
@@ -59,7 +58,7 @@ def test_the_placeholder_is_no_part_of_what_clip_reads():
 def small(tmp_path, monkeypatch):
     """A protocol of small random encoders, their folders, and the models themselves."""
     true = SPECS["clip-vit-b-32"]
-    spec = Spec(true.name, true.title, SIDE, true.mean, true.std, CLIPModel, SMALL_CLIP, true.features)
+    spec = BackboneSpec(true.name, true.title, SIDE, true.mean, true.std, CLIPModel, SMALL_CLIP, true.features)
     monkeypatch.setattr(load, "SPECS", {**TINY_SPECS, true.name: spec})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)

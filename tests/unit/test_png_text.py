@@ -10,7 +10,7 @@ from picture_files import noise, pixels, png_bytes
 from PIL import Image, PngImagePlugin
 
 from echodistill_core.concept.photographs import load_photograph
-from echodistill_core.concept.png import MAX_METADATA, MAX_PROFILE, ProfileError, without_text
+from echodistill_core.concept.png import MAX_METADATA, MAX_PROFILE, ProfileError, strip_text
 from echodistill_core.errors import InputError
 
 COLOR = noise(64, 80, 3)
@@ -101,12 +101,12 @@ def test_a_profile_is_inflated_up_to_its_limit():
     def found(profile, cut=0):
         packed = zlib.compress(profile)
         chunk = (b"iCCP", b"name\0\0" + packed[: len(packed) - cut])
-        return without_text(io.BytesIO(png_bytes(80, 64, 8, 2, ROWS, [chunk])))[1]
+        return strip_text(io.BytesIO(png_bytes(80, 64, 8, 2, ROWS, [chunk])))[1]
 
     assert found(b"small") == b"small"
     assert isinstance(found(b"small", cut=6), ProfileError)
     assert isinstance(found(bytes(MAX_PROFILE + 1)), ProfileError)
-    assert without_text(io.BytesIO(png_bytes(80, 64, 8, 2, ROWS)))[1] is None
+    assert strip_text(io.BytesIO(png_bytes(80, 64, 8, 2, ROWS)))[1] is None
 
 
 def test_a_profile_too_large_is_noted_and_the_pixels_are_read(tmp_path):
@@ -119,7 +119,7 @@ def test_a_profile_too_large_is_noted_and_the_pixels_are_read(tmp_path):
 def test_the_view_is_the_file_without_its_text():
     chunks = [(b"gAMA", struct.pack(">I", 45455)), *text_chunks(9000), (b"tRNS", bytes(6))]
     kept = [chunk for chunk in chunks if chunk[0] in (b"gAMA", b"tRNS")]
-    view, _ = without_text(io.BytesIO(png_bytes(80, 64, 8, 2, ROWS, chunks)))
+    view, _ = strip_text(io.BytesIO(png_bytes(80, 64, 8, 2, ROWS, chunks)))
     expected = png_bytes(80, 64, 8, 2, ROWS, kept)
     assert view.read() == expected
     for start, size in ((5, 40), (0, 3), (len(expected) - 7, 100), (30, 60)):  # forth and back

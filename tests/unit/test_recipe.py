@@ -11,7 +11,7 @@ from torch import nn
 from echodistill_core.miniature.recipe import encoders, stage, student, vae
 from echodistill_core.miniature.recipe.make import TINY, make
 from echodistill_core.miniature.recipe.teacher import CaptionedDenoiser, tokenize
-from echodistill_core.miniature.tokens import cut_tokenizer
+from echodistill_core.miniature.tokens import reduced_tokenizer
 from echodistill_core.models.architectures import MINIATURE
 from echodistill_core.models.load import load_family
 from echodistill_core.models.text import clip_tokenizer
@@ -32,7 +32,7 @@ def small_stage(path, steps, stop_at=None):
         if number == stop_at:
             raise StopHereError
         x = torch.randn(4, 3, generator=generator)
-        stage.descend(F.mse_loss(module(x), x[:, :2]), optimizer)
+        stage.optimizer_step(F.mse_loss(module(x), x[:, :2]), optimizer)
         return {"loss": torch.zeros(())}
 
     return stage.train(path, module, {"it": optimizer}, step, steps=steps, seed=5, ema=0.9), module
@@ -154,7 +154,7 @@ def test_teacher_samples_are_guided_ddim_over_trailing_timesteps():
 
 
 def test_the_small_tokenizer_splits_the_worlds_words_as_clip_does():
-    whole, small = clip_tokenizer(True), cut_tokenizer()
+    whole, small = clip_tokenizer(True), reduced_tokenizer()
     for text in (
         "photo of a red and blue two-tone mushroom with a white sash",
         "far away cat in front of a brick wall",

@@ -1,1 +1,1 @@
-"""How the miniature is made: from the renderer to the shipped weights, by one command."""
+"""The training recipe of the miniature: from the renderer to the package's weights, by one command."""

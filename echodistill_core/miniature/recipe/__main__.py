@@ -1,4 +1,4 @@
-"""python -m echodistill_core.miniature.recipe --out DIR: make the embedded family anew."""
+"""python -m echodistill_core.miniature.recipe --out DIR: train the embedded family."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""The miniature's image encoders: three frozen backbones for critics and identity, and other ones that judge.
+"""Trains the miniature's image encoders: three frozen backbones for critics and identity, and the judges.
 
-Each kind learns in its own way, as the ones they stand for do:
+Each backbone has a training objective like that of the published model:
 
-    dino     two crops of one picture belong together (no labels)
-    dinov2   two photographs of one subject belong together (curated pairs, no labels)
-    clip     a picture belongs to its caption
+    dino     contrastive, positives are two crops of one image (no labels)
+    dinov2   contrastive, positives are two images of one subject (curated pairs, no labels)
+    clip     contrastive, positives are an image and its caption
 
-The judges are of other sizes and learn from other pictures with other seeds; they also know the pairs of colours that
-pretraining never sees.
+The judges have other sizes, other training images and other seeds; their images include the held-out pairs of colours.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection,
 
 from ...perception.backbones import CLIP, IMAGENET, MINIATURE_SPECS, Backbone, new_backbone, normalised, prepare
 from ..judges import ATTRIBUTES, IDENTITY, attributes_config, image_text_config, split_logits
-from ..tokens import cut_tokenizer
+from ..tokens import reduced_tokenizer
 from ..world import caption
-from .data import Pictures
-from .stage import Losses, adam, descend, precision, train
+from .data import CaptionedImages
+from .stage import Losses, adam, optimizer_step, precision, train
 
 BATCH = 128
 LEARNING_RATE = 2e-3
 TEMPERATURE = 0.1
 TEXT_WIDTH = 48
-CAPTIONS = 4  # for each picture that the judge of text learns from
+CAPTIONS = 4  # per training image of the image-text judge
 JUDGED_DETAIL = 0.4
 
 
 class ImageText(nn.Module):
-    """An image encoder with the text encoder that teaches it."""
+    """An image encoder with the text encoder of its contrastive training."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
         width = int(backbone.spec.config.projection_dim)
-        vocabulary = cut_tokenizer()
+        vocabulary = reduced_tokenizer()
         self.text = CLIPTextModelWithProjection(
             CLIPTextConfig(
                 vocab_size=len(vocabulary),
@@ -59,8 +58,10 @@ class ImageText(nn.Module):
         self.from_tokens = nn.Linear(backbone.width, width)
 
 
-def train_backbone(name: str, path: Path, data: Pictures, steps: int, seed: int, device: torch.device) -> Backbone:
-    """Train the backbone of this name ("dino", "dinov2", "clip") on pairs of pictures; see `train`."""
+def train_backbone(
+    name: str, path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device
+) -> Backbone:
+    """Train the backbone "dino", "dinov2" or "clip" on pairs of images; see `train`."""
     torch.manual_seed(seed)
     backbone = new_backbone(MINIATURE_SPECS[name]).to(device).requires_grad_(True)
     if name == "clip":
@@ -69,9 +70,16 @@ def train_backbone(name: str, path: Path, data: Pictures, steps: int, seed: int,
 
 
 def train_identity(
-    backbone: Backbone, path: Path, data: Pictures, steps: int, seed: int, device: torch.device, *, same_picture: bool
+    backbone: Backbone,
+    path: Path,
+    data: CaptionedImages,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    *,
+    same_picture: bool,
 ) -> Backbone:
-    """Contrastive learning (SimCLR's NT-Xent) on two crops of one picture, or on two pictures of one subject."""
+    """Contrastive learning (SimCLR's NT-Xent) on two crops of one image, or on two images of one subject."""
     optimizer = adam([backbone], LEARNING_RATE)
 
     def step(number: int, generator: torch.Generator) -> Losses:
@@ -83,7 +91,7 @@ def train_identity(
             a = backbone(crops(first, generator, smallest))
             b = backbone(crops(second, generator, smallest))
         loss = nt_xent(a, b, TEMPERATURE)
-        descend(loss, optimizer)
+        optimizer_step(loss, optimizer)
         return {"loss": loss.detach()}
 
     average = train(path, backbone, {"backbone": optimizer}, step, steps=steps, seed=seed)
@@ -91,7 +99,9 @@ def train_identity(
     return average
 
 
-def _train_clip(model: ImageText, path: Path, data: Pictures, steps: int, seed: int, device: torch.device) -> Backbone:
+def _train_clip(
+    model: ImageText, path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device
+) -> Backbone:
     ids = clip_ids(data.captions)
     for network in (model.backbone.encoder, model.text):
         network.set_attn_implementation("eager")  # type: ignore[operator]
@@ -106,7 +116,7 @@ def _train_clip(model: ImageText, path: Path, data: Pictures, steps: int, seed: 
             assert model.backbone.projector is not None
             tokens = model.from_tokens(model.backbone.projector(image).flatten(1))
         loss = contrastive(image.float(), text.float()) + contrastive(tokens.float(), text.float())
-        descend(loss, optimizer)
+        optimizer_step(loss, optimizer)
         return {"loss": loss.detach()}
 
     average = train(path, model, {"clip": optimizer}, step, steps=steps, seed=seed)
@@ -114,12 +124,12 @@ def _train_clip(model: ImageText, path: Path, data: Pictures, steps: int, seed: 
     return average.backbone
 
 
-def train_judge_clip(path: Path, data: Pictures, steps: int, seed: int, device: torch.device) -> CLIPModel:
-    """Train the judge of text and picture; see `train`."""
+def train_judge_clip(path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device) -> CLIPModel:
+    """Train the image-text judge; see `train`."""
     torch.manual_seed(seed)
     model = CLIPModel(image_text_config()).to(device)
     model.set_attn_implementation("eager")
-    # Prompts name a subject by its class alone far more often than the captions of pretraining do.
+    # Evaluation prompts name only the class more often than the pretraining captions do.
     rng = np.random.default_rng(seed)
     captions = [[caption(scene, rng, detail=JUDGED_DETAIL) for scene in data.scenes] for _ in range(CAPTIONS)]
     ids = torch.stack([clip_ids(some) for some in captions])
@@ -132,7 +142,7 @@ def train_judge_clip(path: Path, data: Pictures, steps: int, seed: int, device: 
         with precision(device):
             out = model(pixel_values=normalised(x, 64, CLIP), input_ids=ids[which, index].to(device))
         loss = contrastive(out.image_embeds.float(), out.text_embeds.float())
-        descend(loss, optimizer)
+        optimizer_step(loss, optimizer)
         return {"loss": loss.detach()}
 
     average = train(path, model, {"clip": optimizer}, step, steps=steps, seed=seed)
@@ -141,7 +151,7 @@ def train_judge_clip(path: Path, data: Pictures, steps: int, seed: int, device: 
 
 
 def train_judge_attributes(
-    path: Path, data: Pictures, steps: int, seed: int, device: torch.device
+    path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device
 ) -> ResNetForImageClassification:
     """Train the classifier of shape, colours, pattern, emblem and context; see `train`."""
     torch.manual_seed(seed)
@@ -158,7 +168,7 @@ def train_judge_attributes(
         with precision(device):
             logits = split_logits(model(normalised(x, 64, IMAGENET)).logits)
         losses = {name: F.cross_entropy(logits[name].float(), labels[name][index].to(device)) for name in labels}
-        descend(torch.stack(list(losses.values())).sum(), optimizer)
+        optimizer_step(torch.stack(list(losses.values())).sum(), optimizer)
         return {name: loss.detach() for name, loss in losses.items()}
 
     model.train()
@@ -168,12 +178,12 @@ def train_judge_attributes(
 
 
 def clip_ids(captions: list[str]) -> Tensor:
-    """Token ids (N, 77) by the small tokenizer."""
-    return cut_tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    """Token ids (N, 77) of the reduced tokenizer."""
+    return reduced_tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def crops(x: Tensor, generator: torch.Generator, smallest: float) -> Tensor:
-    """A random square window of each picture, of `smallest` to 1 of its side, resized back; half are mirrored."""
+    """Random square crops, `smallest` to 1 of the side, resized back; half are mirrored."""
     count = len(x)
     scale = smallest + (1 - smallest) * torch.rand(count, generator=generator)
     shift = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - scale)[:, None]
@@ -185,7 +195,7 @@ def crops(x: Tensor, generator: torch.Generator, smallest: float) -> Tensor:
 
 
 def degrade(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur and noise a random half of the pictures: a judge must also read pictures that a model draws."""
+    """Add blur and noise to a random half of the images, so that judges generalise to generated images."""
     chosen = (torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5).to(x.device)
     side = x.shape[-1]
     coarse = int(torch.randint(side // 2, side, (1,), generator=generator))
@@ -197,7 +207,7 @@ def degrade(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss (Chen et al. 2020, Eq. 1) of features (B, d) whose rows belong together; a scalar."""
+    """SimCLR's loss (Chen et al. 2020, Eq. 1) of features (B, d) with matching rows; a scalar."""
     features = F.normalize(torch.cat([a, b]).float(), dim=1)
     logits = features @ features.T / temperature
     logits = logits.masked_fill(torch.eye(len(logits), dtype=torch.bool, device=logits.device), float("-inf"))
@@ -207,14 +217,14 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
 
 def contrastive(image: Tensor, text: Tensor, temperature: float = 0.07) -> Tensor:
-    """CLIP's symmetric loss (Radford et al. 2021) of embeddings (B, d) whose rows belong together; a scalar."""
+    """CLIP's symmetric loss (Radford et al. 2021) of embeddings (B, d) with matching rows; a scalar."""
     logits = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T / temperature
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def train_judge_identity(path: Path, data: Pictures, steps: int, seed: int, device: torch.device) -> Backbone:
-    """Train the judge of identity on pairs of photographs of one subject; see `train`."""
+def train_judge_identity(path: Path, data: CaptionedImages, steps: int, seed: int, device: torch.device) -> Backbone:
+    """Train the identity judge on pairs of images of one subject; see `train`."""
     torch.manual_seed(seed)
     backbone = new_backbone(IDENTITY).to(device).requires_grad_(True)
     return train_identity(backbone, path, data, steps, seed, device, same_picture=False)

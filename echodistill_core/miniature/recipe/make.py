@@ -1,4 +1,4 @@
-"""The recipe: every stage in order, from nothing to the shipped folders. Stages that are done are not done again."""
+"""The recipe: all stages in order, up to the package's folders. Finished stages are skipped."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ...models.architectures import MINIATURE
 from ...models.load import load_family
 from ..judges import Judges
 from . import encoders, ship
-from .data import pairs, pictures
+from .data import load_images, load_pairs
 from .quality import base_quality
-from .stage import say
+from .stage import log_progress
 from .student import make_pairs, train_student
 from .teacher import encode_all, tokenize, train_teacher
 from .vae import standardise, train_vae
@@ -25,9 +25,9 @@ from .vae import standardise, train_vae
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much of everything: counts of pictures, of pairs of pictures, of samples, and of training steps.
+    """Numbers of images, pairs of images, samples and training steps.
 
-    teacher_steps: in each of its cycles.
+    teacher_steps: in each cycle.
     judged: whether the quality is measured at the end.
     """
 
@@ -45,7 +45,7 @@ class Amounts:
     judged: bool = True
 
 
-# Shows that the recipe runs.
+# For testing the recipe.
 TINY = Amounts(
     vae_scenes=64,
     scenes=64,
@@ -60,21 +60,21 @@ TINY = Amounts(
     classifier_steps=2,
     judged=False,
 )
-VAE_PROBE = 4096  # pictures over which the latents' mean and variance are taken
+VAE_PROBE = 4096  # images for the latents' mean and variance
 SEEDS = {"dino": 41, "dinov2": 42, "clip": 43, "judge-clip": 31, "judge-attributes": 32, "judge-identity": 33}
 
 
 def make(work: Path, out: Path, device: torch.device, amounts: Amounts) -> dict[str, float]:
-    """Make the embedded family in the folder `out`; returns its quality figures.
+    """Train the embedded family into the folder `out`; returns its quality figures.
 
-    work: folder of data and checkpoints. The same call after an interruption goes on where it stopped.
+    work: folder of data and checkpoints. The same call after an interruption resumes.
     """
     began = time.monotonic()
-    varied = pictures(work, amounts.vae_scenes, seed=1, wide=True)
+    varied = load_images(work, amounts.vae_scenes, seed=1, wide=True)
     vae = train_vae(work / "vae.pt", varied, amounts.vae_steps, device)
     probe = replace(varied, captions=varied.captions[:VAE_PROBE])
     standardise(vae, encode_all(work / "probe.npy", vae, probe, device), MINIATURE.vae["scaling_factor"])
-    scenes = pictures(work, amounts.scenes, seed=1, wide=False)
+    scenes = load_images(work, amounts.scenes, seed=1, wide=False)
     latents = encode_all(work / "latents.npy", vae, scenes, device) * MINIATURE.vae["scaling_factor"]
 
     ids, empty = tokenize(scenes.captions), tokenize([""])
@@ -85,7 +85,7 @@ def make(work: Path, out: Path, device: torch.device, amounts: Amounts) -> dict[
 
     judges = _train_judges(work, amounts, device)
     ship.write_judges(out / "judges", judges)
-    seen = pairs(work, amounts.encoder_pairs, seed=3, all_colors=False)
+    seen = load_pairs(work, amounts.encoder_pairs, seed=3, all_colors=False)
     for name in ("dino", "dinov2", "clip"):
         path = work / f"{name}.pt"
         backbone = encoders.train_backbone(name, path, seen, amounts.backbone_steps, SEEDS[name], device)
@@ -111,13 +111,13 @@ def make(work: Path, out: Path, device: torch.device, amounts: Amounts) -> dict[
     ship.write_manifest(out, facts)
     minutes = (time.monotonic() - began) / 60
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6
-    say(f"{out}: {size:.1f} MB, made in {minutes:.1f} minutes")
+    log_progress(f"{out}: {size:.1f} MB, made in {minutes:.1f} minutes")
     return figures
 
 
 def _train_judges(work: Path, amounts: Amounts, device: torch.device) -> Judges:
-    """The three judges, on pictures that also show the pairs of colours that nothing else is trained on."""
-    data = pairs(work, amounts.encoder_pairs, seed=2, all_colors=True)
+    """Train the three judges, on images that include the held-out pairs of colours."""
+    data = load_pairs(work, amounts.encoder_pairs, seed=2, all_colors=True)
     paths = {name: work / f"{name}.pt" for name in ("judge-identity", "judge-clip", "judge-attributes")}
     return Judges(
         encoders.train_judge_identity(

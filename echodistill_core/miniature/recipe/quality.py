@@ -1,4 +1,4 @@
-"""How good the base is, judged by classifiers that saw neither its VAE nor its models."""
+"""Quality of the base models, measured by judges with independent training data."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from ..world import (
 )
 from .vae import psnr
 
-SEED = 77  # of prompts, scenes and noise that nothing was trained on
+SEED = 77  # of evaluation prompts, scenes and noise; not used in training
 TEACHER_STEPS, GUIDANCE = 25, 3.0
 
 
 def base_quality(family: Family, judges: Judges) -> dict[str, float]:
-    """Every figure the recipe prints; shares are 0..1.
+    """All figures that the recipe prints; shares are 0..1.
 
-    vae_psnr: dB, mean over 512 unseen pictures. judge_*: share of 1,024 unseen pictures read right.
-    teacher, student: share of samples with shape, colour and context all right, over every shape in every context
-    (plain subjects), and *_pattern, *_emblem of prompts that name them.
+    vae_psnr: dB, mean over 512 unseen images. judge_*: accuracy on 1,024 unseen images.
+    teacher, student: share of samples with correct shape, colour and context, over all shapes in all contexts (plain
+    subjects); *_pattern, *_emblem: of prompts that name them.
     """
     assert family.teacher is not None
     figures = {"vae_psnr": vae_psnr(family), **judge_accuracy(judges)}
@@ -54,13 +54,13 @@ def base_quality(family: Family, judges: Judges) -> dict[str, float]:
 
 
 def matches(seen: dict[str, Tensor], scenes: list[Scene], name: str) -> Tensor:
-    """Which pictures the classifier reads as their scenes say: bool (B,)."""
+    """Whether the classifier's prediction of an attribute equals the scene's: bool (B,)."""
     values, read = ATTRIBUTES[name]
     return seen[name].cpu() == torch.tensor([values.index(read(scene)) for scene in scenes])
 
 
 def judge_accuracy(judges: Judges) -> dict[str, float]:
-    """Share of unseen pictures that the classifier reads right, by attribute."""
+    """The classifier's accuracy on unseen images, by attribute."""
     rng = np.random.default_rng(SEED + 1)
     scenes = [
         random_scene(random_subject(rng, all_colors=True), str(rng.choice(list(CONTEXTS))), rng) for _ in range(1024)
@@ -71,7 +71,7 @@ def judge_accuracy(judges: Judges) -> dict[str, float]:
 
 @torch.no_grad()
 def vae_psnr(family: Family) -> float:
-    """Mean over 512 unseen pictures of 10 log10(4 / mse) in dB, through encoder and decoder."""
+    """Mean reconstruction PSNR over 512 unseen images in dB: 10 log10(4 / mse)."""
     rng = np.random.default_rng(SEED)
     x = _pixels([random_captioned_scene(rng)[0] for _ in range(512)])
     values = []
@@ -86,7 +86,7 @@ def _pixels(scenes: list[Scene]) -> Tensor:
 
 
 def _plain_samples(family: Family, denoiser: Denoiser, steps: int, guidance: float) -> tuple[Tensor, list[Scene]]:
-    """Four samples of every shape in every context, in plain colours that take turns."""
+    """Four samples of every shape in every context, cycling through plain colours."""
     rng = np.random.default_rng(SEED + 2)
     scenes, prompts = [], []
     for i, (shape, context) in enumerate((s, c) for s in SHAPES for c in CONTEXTS):
@@ -99,7 +99,7 @@ def _plain_samples(family: Family, denoiser: Denoiser, steps: int, guidance: flo
 
 
 def _detailed_samples(family: Family, denoiser: Denoiser, steps: int, guidance: float) -> tuple[Tensor, list[Scene]]:
-    """256 samples of subjects that pretraining may see, described in full."""
+    """256 samples of subjects with pretraining's pairs of colours, fully described."""
     rng = np.random.default_rng(SEED + 3)
     scenes = [random_scene(random_subject(rng), str(rng.choice(list(CONTEXTS))), rng) for _ in range(256)]
     prompts = [f"photo of a {describe(s.subject)} {CONTEXTS[s.context]}" for s in scenes]

@@ -1,4 +1,4 @@
-"""From the recipe's checkpoints to the folders that are shipped: half precision, the usual layouts, checksums."""
+"""Writes the recipe's models as the package's folders: half precision, standard layouts, checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .teacher import PREDICTION, CaptionedDenoiser
 
 
 def write_family(folder: Path, teacher: CaptionedDenoiser, student: UNet2DConditionModel, vae: AutoencoderKL) -> None:
-    """Diffusers folders `teacher` (with the text encoder) and `student` (with the VAE), each with its scheduler."""
+    """Write diffusers folders `teacher` (with the text encoder) and `student` (with the VAE), each with a scheduler."""
     teacher.text.half().save_pretrained(folder / "teacher" / "text_encoder")
     vae.half().save_pretrained(folder / "student" / "vae")
     for role, unet in (("teacher", teacher.unet), ("student", student)):
@@ -28,7 +28,7 @@ def write_family(folder: Path, teacher: CaptionedDenoiser, student: UNet2DCondit
 
 
 def write_backbone(folder: Path, backbone: Backbone) -> None:
-    """A backbone as perception.load reads it: a transformers folder, with IP-Adapter's projector where it has one."""
+    """Write a backbone for perception.load: a transformers folder, with IP-Adapter's projector if it has one."""
     encoder = folder / "image_encoder" if backbone.projector is not None else folder
     network = backbone.encoder.half()
     assert isinstance(network, PreTrainedModel)
@@ -41,14 +41,14 @@ def write_backbone(folder: Path, backbone: Backbone) -> None:
 
 
 def write_judges(folder: Path, judges: Judges) -> None:
-    """The judges, each a transformers folder."""
+    """Write the judges, each as a transformers folder."""
     write_backbone(folder / "identity", judges.identity_encoder)
     judges.clip.half().save_pretrained(folder / "image_text")
     judges.classifier.half().save_pretrained(folder / "attributes")
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """manifest.json: the SHA-256 of every other file in the folder, and these facts."""
+    """Write manifest.json: these facts and the SHA-256 of every other file in the folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     checksums = {p.relative_to(folder).as_posix(): sha256(p) for p in files}
     write_json(folder / MANIFEST, {**facts, "files": checksums})

@@ -1,7 +1,6 @@
-"""One training of the recipe: a loop that checkpoints and resumes.
+"""The training loop of the recipe's stages, with checkpoints and resuming.
 
-Everything random in a step is a function of the stage's seed and the step's number, so an interrupted stage goes on as
-if nothing had happened.
+All random values of a step are a function of the stage's seed and the step's number, so resuming is exact.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ Step = Callable[[int, torch.Generator], Losses]
 
 
 def adam(modules: Iterable[nn.Module], lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
-    """AdamW on all parameters of the modules that take gradients."""
+    """AdamW on all parameters of the modules that require gradients."""
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The generator of everything random in this step, on the CPU."""
+    """The random generator of this step, on the CPU."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def precision(device: torch.device) -> torch.autocast:
-    """Matrices in bfloat16 where that is twice as fast; the recipe's noise is far larger than its rounding."""
+    """bfloat16 autocast where the device is faster with it; the rounding is small against the gradient noise."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_bf16(device))
 
 
@@ -56,10 +55,10 @@ def train(
     """Train `module` in place for `steps` steps and return its exponential moving average, in evaluation mode.
 
     path: checkpoint file, written every minute and at the end, from which the stage resumes.
-    ema: decay of the average. Rates that fall to zero average by themselves; a long memory would only lag behind.
-    step: makes one step of the optimizers (`descend`) given its number and generator, and returns the losses to report.
-        The loop sets their learning rates, which rise for 100 steps and fall to zero along a cosine.
-    others: further modules that change, for the checkpoint.
+    ema: decay of the average; short, since the learning rate decays to zero and a long average would lag.
+    step: makes one optimizer step (`optimizer_step`) from its number and generator, and returns the losses to report.
+        The loop sets the learning rates: linear warm-up over 100 steps, then cosine decay to zero.
+    others: other trained modules, for the checkpoint.
     """
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
     kept: dict[str, nn.Module] = {"module": module, "average": average, **(others or {})}
@@ -78,15 +77,15 @@ def train(
             pace = (now - began) / (number + 1 - start)
             text = "  ".join(f"{name} {float(value):.4f}" for name, value in losses.items())
             left = f"{pace:.2f} s a step, {pace * (steps - number - 1) / 60:.1f} min left"
-            say(f"{path.stem} {number + 1}/{steps}  {text}  {left}")
+            log_progress(f"{path.stem} {number + 1}/{steps}  {text}  {left}")
         if now - saved > CHECKPOINT_SECONDS or number + 1 == steps:
             saved = now
             _save(path, kept, optimizers, number + 1)
     return average.module.eval().requires_grad_(False)
 
 
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 1.0) -> None:
-    """One step of the optimizer down the loss, with the gradient's norm limited."""
+def optimizer_step(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 1.0) -> None:
+    """One optimizer step on the loss, with gradient-norm clipping."""
     optimizer.zero_grad(set_to_none=True)
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     loss.backward(inputs=parameters)
@@ -95,7 +94,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 1.0) -
 
 
 def schedule(number: int, steps: int) -> float:
-    """Share of the learning rate at this step: linear rise over WARMUP steps, then a cosine to 0."""
+    """Learning-rate factor of this step: linear warm-up over WARMUP steps, then cosine decay to 0."""
     return min((number + 1) / WARMUP, 1.0) * 0.5 * (1 + math.cos(math.pi * number / steps))
 
 
@@ -121,6 +120,6 @@ def _load(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str,
     return int(state["step"])
 
 
-def say(text: str) -> None:
+def log_progress(text: str) -> None:
     """Print a line of progress to standard error."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201

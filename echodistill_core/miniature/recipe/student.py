@@ -1,8 +1,8 @@
-"""The miniature's one-step student: distilled from the teacher before any concept, with an adversarial finish.
+"""Trains the miniature's one-step student: distillation from the teacher, then with an adversarial loss.
 
-Noise and what the teacher makes of it in many guided steps form pairs (as in knowledge distillation, Luhman & Luhman
-2021). The student, starting as the teacher, learns to go from one to the other in a single step. Squared error alone
-draws the mean of what it is unsure of, so a critic on latents, which sees real ones, sharpens it.
+Pairs of noise and the teacher's guided multi-step sample are the training data (knowledge distillation, Luhman & Luhman
+2021). The student is initialised from the teacher and maps noise to sample in one step. Squared error alone gives
+blurred means, so a critic on latents, with real latents as positives, is added.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ...diffusion import guided, timesteps_like, trailing_timesteps
 from ...files import replacing
-from .stage import Losses, adam, descend, precision, step_generator, train
+from .stage import Losses, adam, optimizer_step, precision, step_generator, train
 from .teacher import CaptionedDenoiser, schedule
 
 GUIDANCE = 3.0
@@ -28,7 +28,7 @@ BATCH = 64
 LEARNING_RATE = 6e-4
 CRITIC_LEARNING_RATE = 4e-4
 ADVERSARIAL_WEIGHT = 0.05
-CRITIC_FROM = 0.3  # share of the steps after which the critic joins
+CRITIC_FROM = 0.3  # share of the steps before the adversarial loss starts
 SEED = 22
 
 
@@ -36,7 +36,7 @@ SEED = 22
 def teacher_samples(
     model: CaptionedDenoiser, noise: Tensor, ids: Tensor, empty: Tensor, steps: int, guidance: float
 ) -> Tensor:
-    """Latents that the teacher draws from this noise (B, 8, 8, 8) by guided DDIM, as `sampling.denoise` does."""
+    """The teacher's samples from noise (B, 8, 8, 8) by guided DDIM, as in `sampling.denoise`."""
     noise_schedule = schedule()
     timesteps = trailing_timesteps(steps)
     z = clean = noise
@@ -58,12 +58,12 @@ def teacher_samples(
 
 
 def pair_noise(start: int, count: int) -> Tensor:
-    """The noise of pairs start..start + count - 1: (count, 8, 8, 8); start is a multiple of a chunk of 256."""
+    """Noise of the pairs start..start + count - 1: (count, 8, 8, 8). start: a multiple of 256, the chunk size."""
     return torch.randn(count, 8, 8, 8, generator=step_generator(SEED + 1, start))
 
 
 def make_pairs(folder: Path, model: CaptionedDenoiser, ids: Tensor, empty: Tensor, device: torch.device) -> Tensor:
-    """The teacher's samples for every caption in `ids` (N, 77): float32 (N, 8, 8, 8). Kept in the folder by chunks."""
+    """The teacher's samples for all captions in `ids` (N, 77): float32 (N, 8, 8, 8), cached in the folder in chunks."""
     parts = []
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(ids), 256):
@@ -79,7 +79,7 @@ def make_pairs(folder: Path, model: CaptionedDenoiser, ids: Tensor, empty: Tenso
 
 
 class LatentCritic(nn.Module):
-    """Tells real latents (B, 8, 8, 8) from drawn ones, given the caption: a logit (B,). Only the recipe uses it."""
+    """Discriminator of real and generated latents (B, 8, 8, 8), given the caption: a logit (B,). Recipe only."""
 
     def __init__(self, text_width: int, width: int = 96) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class LatentCritic(nn.Module):
         self.match = spectral_norm(nn.Linear(text_width, 2 * width))
 
     def forward(self, z: Tensor, text: Tensor) -> Tensor:
-        """text: (B, 77, width). Projection discriminator (Miyato & Koyama 2018) on the mean over places."""
+        """text: (B, 77, width). Projection discriminator (Miyato & Koyama 2018) on spatially averaged features."""
         features = self.body(z).mean((2, 3))
         return self.verdict(features)[:, 0] + (self.match(text.mean(1)) * features).mean(1)
 
@@ -114,8 +114,8 @@ def train_student(
 ) -> UNet2DConditionModel:
     """Train the student; see `train`.
 
-    pairs: what the teacher made of `pair_noise`, (N, 8, 8, 8), for the captions pair_ids (N, 77).
-    real: latents of pictures (M, 8, 8, 8) with their captions real_ids (M, 77), which the critic takes for real.
+    pairs: the teacher's samples from `pair_noise`, (N, 8, 8, 8), for the captions pair_ids (N, 77).
+    real: latents of rendered images (M, 8, 8, 8) with captions real_ids (M, 77), the critic's positives.
     """
     torch.manual_seed(SEED)
     student = copy.deepcopy(model.unet).train().requires_grad_(True)
@@ -125,12 +125,12 @@ def train_student(
     noises = torch.cat([pair_noise(s, min(256, len(pairs) - s)) for s in range(0, len(pairs), 256)])
 
     def read(ids: Tensor) -> Tensor:
-        """Text features of token ids, which nothing here changes."""
+        """Text features of token ids; the text encoder is frozen."""
         with torch.no_grad():
             return model.text(ids.to(device)).last_hidden_state
 
     def step(number: int, generator: torch.Generator) -> Losses:
-        """The student's step, on squared error and from CRITIC_FROM on the critic's verdict, and then the critic's."""
+        """One student step (MSE, after CRITIC_FROM also adversarial), then one critic step."""
         index = torch.randint(len(pairs), (BATCH,), generator=generator)
         noise, target = noises[index].to(device), pairs[index].to(device)
         t = timesteps_like(999, noise)
@@ -140,19 +140,23 @@ def train_student(
             z = noise_schedule.to_x0(prediction.float(), noise, t)
             mse = F.mse_loss(z, target)
             if number < CRITIC_FROM * steps:
-                descend(mse, optimizers["student"])
+                optimizer_step(mse, optimizers["student"])
                 return {"mse": mse.detach()}
-            fool = -critic(z, text).float().mean()
-        descend(mse + ADVERSARIAL_WEIGHT * fool, optimizers["student"])
-        return {"mse": mse.detach(), "fool": fool.detach(), "critic": tell_apart(z.detach(), text, generator)}
+            adversarial = -critic(z, text).float().mean()
+        optimizer_step(mse + ADVERSARIAL_WEIGHT * adversarial, optimizers["student"])
+        return {
+            "mse": mse.detach(),
+            "adversarial": adversarial.detach(),
+            "critic": critic_step(z.detach(), text, generator),
+        }
 
-    def tell_apart(made: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
-        """One step of the critic on the student's latents and as many real ones; returns its hinge loss."""
+    def critic_step(made: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+        """One critic step on generated and equally many real latents; returns the hinge loss."""
         index = torch.randint(len(real), (BATCH,), generator=generator)
         with precision(device):
             hinge = F.relu(1 - critic(real[index].to(device), read(real_ids[index])).float()).mean()
             hinge = hinge + F.relu(1 + critic(made, text).float()).mean()
-        descend(hinge, optimizers["critic"])
+        optimizer_step(hinge, optimizers["critic"])
         return hinge.detach()
 
     average = train(path, student, optimizers, step, steps=steps, seed=SEED, others={"critic": critic})

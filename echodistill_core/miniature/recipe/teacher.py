@@ -1,4 +1,4 @@
-"""The miniature's teacher: a multi-step latent diffusion model of captioned scenes, with its text encoder."""
+"""Trains the miniature's teacher: a latent diffusion model of captioned scenes, with its text encoder."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ...models.architectures import MINIATURE
 from ...models.assemble import empty_text_encoder
 from ...models.checkpoint import schedule_of
 from ...models.text import TextEncoder, clip_tokenizer
-from .data import Pictures
-from .stage import Losses, adam, descend, precision, train
+from .data import CaptionedImages
+from .stage import Losses, adam, optimizer_step, precision, train
 
-UNCONDITIONAL_SHARE = 0.1  # of the captions are emptied, for classifier-free guidance
+UNCONDITIONAL_SHARE = 0.1  # of the captions are dropped, for classifier-free guidance
 SEED = 21
-PREDICTION = "v_prediction"  # as SD 2.1; an epsilon UNet's errors at t = 999 come out 14.6 times larger
+PREDICTION = "v_prediction"  # as SD 2.1; at t = 999 an epsilon UNet's error in x0 is 14.6 times as large
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """One course of the learning rate, from its height down to zero; the next begins anew.
+    """One cycle of the learning rate, from its maximum to zero.
 
-    seed: of everything random in it.
+    seed: of all random values in the cycle.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Cycle:
     seed: int
 
 
-# Warm restarts (Loshchilov & Hutter 2017). The last draws more at a time, which a CPU does in two thirds of the time a
-# sample and which settles outlines.
+# Warm restarts (Loshchilov & Hutter 2017). The larger last batch takes two thirds of the CPU time per sample and gives
+# sharper outlines.
 CYCLES = (Cycle("first", 1.5e-3, 64, 36), Cycle("second", 1e-3, 64, 31), Cycle("third", 1.2e-3, 128, 33))
 
 
 class CaptionedDenoiser(nn.Module):
-    """UNet and text encoder, which learn together: noisy latents, timesteps and token ids to the prediction."""
+    """UNet and text encoder, trained jointly: noisy latents, timesteps and token ids to the prediction."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class CaptionedDenoiser(nn.Module):
 
 
 def plain_attention(model: CaptionedDenoiser) -> None:
-    """Compute attention as matrix products: over 64 places and small heads, the fused kernels are slower on a CPU."""
+    """Use unfused attention: with 64 positions and small heads, fused kernels are slower on a CPU."""
     model.unet.set_attn_processor(AttnProcessor())
     model.text.set_attn_implementation("eager")
 
@@ -71,8 +71,8 @@ def schedule() -> NoiseSchedule:
 
 
 @torch.no_grad()
-def encode_all(path: Path, vae: AutoencoderKL, data: Pictures, device: torch.device) -> Tensor:
-    """Latents (N, 8, 8, 8), float32, of all pictures: the posterior's mean times the VAE's factor; kept in `path`."""
+def encode_all(path: Path, vae: AutoencoderKL, data: CaptionedImages, device: torch.device) -> Tensor:
+    """Latents (N, 8, 8, 8), float32, of all images: the posterior's mean, unscaled; cached in `path`."""
     if not path.is_file():
         parts = []
         for index in torch.arange(len(data.captions)).split(256):
@@ -84,16 +84,17 @@ def encode_all(path: Path, vae: AutoencoderKL, data: Pictures, device: torch.dev
 
 
 def tokenize(captions: list[str]) -> Tensor:
-    """Token ids (N, 77), as the family's own text encoder reads them."""
+    """Token ids (N, 77) of the family's tokenizer."""
     return TextEncoder(empty_text_encoder(MINIATURE), clip_tokenizer(MINIATURE.pad_with_end)).tokenize(captions)
 
 
 def train_teacher(
     path: Path, latents: Tensor, ids: Tensor, empty: Tensor, steps: Sequence[int], device: torch.device
 ) -> CaptionedDenoiser:
-    """Train teacher and text encoder on v-prediction, so many steps in each of CYCLES; see `train`.
+    """Train teacher and text encoder on v-prediction; see `train`.
 
-    latents: (N, 8, 8, 8) of unit variance. ids: their captions' tokens (N, 77). empty: those of "", (1, 77).
+    latents: (N, 8, 8, 8) of unit variance. ids: token ids of the captions (N, 77). empty: token ids of "", (1, 77).
+    steps: for each of CYCLES.
     """
     torch.manual_seed(SEED)
     model = CaptionedDenoiser().to(device)
@@ -106,7 +107,7 @@ def train_teacher(
 def draw_timesteps(count: int, generator: torch.Generator) -> Tensor:
     """Timesteps (count,), four fifths of them logit-normal around the middle (Esser et al. 2024), the rest uniform.
 
-    Shapes are decided in the middle: before, all is noise, and after, only edges are left to draw.
+    Shapes are determined at intermediate noise levels, so these are sampled more often.
     """
     middle = (torch.sigmoid(torch.randn(count, generator=generator) - 0.2) * 1000).long().clamp(0, 999)
     anywhere = torch.randint(1000, (count,), generator=generator)
@@ -123,7 +124,7 @@ def train_cycle(
     steps: int,
     device: torch.device,
 ) -> CaptionedDenoiser:
-    """One cycle of `train_teacher`: changes `model` and returns its average. path: before the cycle's name is added."""
+    """One cycle of `train_teacher`: trains `model` in place, returns its average. path: without the cycle's name."""
     path, batch = path.with_stem(f"{path.stem}-{cycle.name}"), cycle.batch
     noise_schedule = schedule()
     model = model.train().requires_grad_(True)
@@ -139,7 +140,7 @@ def train_cycle(
         with precision(device):
             prediction = model(noise_schedule.add_noise(z, noise, t), t, tokens)
         loss = F.mse_loss(prediction.float(), noise_schedule.target(z, noise, t))
-        descend(loss, optimizer)
+        optimizer_step(loss, optimizer)
         return {"loss": loss.detach()}
 
     average = train(path, model, {"teacher": optimizer}, step, steps=steps, seed=cycle.seed)

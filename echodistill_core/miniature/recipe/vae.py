@@ -1,4 +1,4 @@
-"""The miniature's VAE: 8 pixels a latent, 8 channels, unit variance after the usual factor."""
+"""Trains the miniature's VAE: 8 pixels per latent, 8 channels, unit variance after scaling."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ...models.architectures import MINIATURE
-from .data import Pictures
-from .stage import Losses, adam, descend, precision, train
+from .data import CaptionedImages
+from .stage import Losses, adam, optimizer_step, precision, train
 
 BATCH = 24
 LEARNING_RATE = 1e-3
-KL_WEIGHT = 1e-4  # of the mean over latents; holds their variance near 1 and costs little sharpness
+KL_WEIGHT = 1e-4  # on the mean over latents; keeps their variance near 1 at little loss of sharpness
 SEED = 11
 
 
-def train_vae(path: Path, data: Pictures, steps: int, device: torch.device) -> AutoencoderKL:
-    """Train the VAE on mean squared error (its PSNR is what it is judged by) with a little KL; see `train`."""
+def train_vae(path: Path, data: CaptionedImages, steps: int, device: torch.device) -> AutoencoderKL:
+    """Train the VAE on mean squared error (reported as PSNR) with a small KL term; see `train`."""
     torch.manual_seed(SEED)
     vae = AutoencoderKL(**MINIATURE.vae).to(device)
     optimizer = adam([vae], LEARNING_RATE, weight_decay=0.0)
@@ -33,7 +33,7 @@ def train_vae(path: Path, data: Pictures, steps: int, device: torch.device) -> A
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         mse = F.mse_loss(decoded.float(), x)
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        descend(mse + KL_WEIGHT * kl, optimizer)
+        optimizer_step(mse + KL_WEIGHT * kl, optimizer)
         return {"psnr": psnr(mse.detach()), "kl": kl.detach()}
 
     average = train(path, vae, {"vae": optimizer}, step, steps=steps, seed=SEED, ema=0.0)
@@ -42,7 +42,7 @@ def train_vae(path: Path, data: Pictures, steps: int, device: torch.device) -> A
 
 
 def psnr(mse: Tensor) -> Tensor:
-    """Peak signal to noise ratio in dB of images in [-1, 1] with this mean squared error: 10 log10(4 / mse)."""
+    """PSNR in dB of images in [-1, 1] with this mean squared error: 10 log10(4 / mse)."""
     return 10 * torch.log10(4 / mse)
 
 
@@ -50,7 +50,7 @@ def psnr(mse: Tensor) -> Tensor:
 def standardise(vae: AutoencoderKL, latents: Tensor, factor: float) -> None:
     """Fold an affine map into the VAE so that each channel of factor * z has mean 0 and variance 1.
 
-    latents: (N, C, h, w), what the encoder gives now. The decoder undoes the map, so pictures stay as they were.
+    latents: (N, C, h, w), unscaled encoder outputs. The decoder inverts the map, so images do not change.
     """
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     scale = 1 / (std * factor)

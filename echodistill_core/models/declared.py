@@ -1,4 +1,4 @@
-"""What a checkpoint states about its prediction: in its metadata, or by tensors that are only marks."""
+"""The prediction type that a checkpoint declares, in its metadata or by marker tensors without values."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _WORDS = {
     "sample": "sample",
     "x0": "sample",
 }
-# ComfyUI writes the first beside a v-prediction UNet and reads all of them (comfy/supported_models.py).
+# Marker tensors. ComfyUI writes v_pred for a v-prediction UNet and reads all of these (comfy/supported_models.py).
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 MARKS = (V_MARK, ZERO_SNR_MARK)
 
 
 @dataclass(frozen=True)
-class Stated:
-    """What a source states.
+class DeclaredPrediction:
+    """The prediction type and noise schedule that a source declares.
 
-    prediction: one of diffusion.PREDICTION_TYPES, a word that is none of them, or None where nothing is stated.
-    where: the field that states it. zero_snr: whether the schedule is rescaled to zero terminal SNR.
+    prediction: one of diffusion.PREDICTION_TYPES, another word as found, or None where nothing is declared.
+    where: the field that declares it. zero_snr: whether the schedule is rescaled to zero terminal SNR.
     warnings: contradictions within the source.
     """
 
@@ -41,11 +41,11 @@ class Stated:
     warnings: tuple[str, ...] = ()
 
 
-def stated_in(metadata: Mapping[str, str], names: Collection[str], origin: str) -> Stated:
-    """What the metadata and the tensors' names of a single file state.
+def read_declared(metadata: Mapping[str, str], names: Collection[str], origin: str) -> DeclaredPrediction:
+    """The declaration in the metadata and tensor names of a single file.
 
-    Where they contradict each other, modelspec counts before kohya's ss_ fields, and those before the mark v_pred.
-    Raises InputError for marks of an EDM model, whose noise schedule is another.
+    Precedence where they contradict each other: modelspec, kohya's ss_ fields, the marker tensor v_pred.
+    Raises InputError for the marker tensors of an EDM model, which has another noise schedule.
     """
     edm = next((mark for mark in EDM_MARKS if mark in names), None)
     if edm is not None:
@@ -64,7 +64,7 @@ def stated_in(metadata: Mapping[str, str], names: Collection[str], origin: str) 
         found[f"the tensor {V_MARK}"] = "v_prediction"
     zero_snr = ZERO_SNR_MARK in names or metadata.get("ss_zero_terminal_snr", "").strip().lower() in ("true", "1")
     if not found:
-        return Stated(zero_snr=zero_snr)
+        return DeclaredPrediction(zero_snr=zero_snr)
     where, prediction = next(iter(found.items()))
     others = [f"{place} states {shortened(word)}" for place, word in found.items() if word != prediction]
     warnings: tuple[str, ...] = ()
@@ -73,13 +73,13 @@ def stated_in(metadata: Mapping[str, str], names: Collection[str], origin: str) 
             f"{origin} contradicts itself: {where} states {shortened(prediction)}, but {' and '.join(others)}; "
             f"{shortened(prediction)} is used unless --student-prediction or --teacher-prediction says otherwise.",
         )
-    return Stated(prediction, where, zero_snr, warnings)
+    return DeclaredPrediction(prediction, where, zero_snr, warnings)
 
 
-def settled(stated: Stated, guess: str | None, asked: str, origin: str) -> tuple[str, list[str]]:
-    """(what the UNet is taken to predict, warnings): what was asked for, else what is stated, else the guess.
+def resolve_prediction(stated: DeclaredPrediction, guess: str | None, asked: str, origin: str) -> tuple[str, list[str]]:
+    """(prediction type, warnings). Precedence: the requested type, the declared one, the guess.
 
-    asked: "auto" or a prediction type. guess: None where nothing was guessed, since the source states it.
+    asked: "auto" or a prediction type. guess: from the weights; None where no guess was made.
     """
     warnings = list(stated.warnings)
     if asked != "auto":
