@@ -49,7 +49,7 @@ def one_step(pipeline, noise, prompt=PROMPT, **options):
 
 def our_step(family, adapter, noise, prompt=PROMPT):
     with personalised(family, [adapter], role=adapter.role) as model:
-        return denoise(model.denoiser, noise, model.text([prompt]), 1)
+        return denoise(model.denoiser, noise, model.condition([prompt]), 1)
 
 
 def singular_cut(delta, rank):

@@ -101,7 +101,7 @@ def test_two_adapters_add_up_and_both_words_are_read(family):
         for original, name in KV.items():
             expected = base[name] + a.deltas[original] + 0.5 * b.deltas[original]
             torch.testing.assert_close(model.denoiser.unet.get_parameter(name), expected)
-        text = model.text(["<new1> dog beside a <cat-toy> cat"])
+        text = model.condition(["<new1> dog beside a <cat-toy> cat"]).features
         ids = model.encoder.tokenize(["<new1> dog beside a <cat-toy> cat"])[0].tolist()
         assert model.placeholders == {"<new1>": "dog", "<cat-toy>": "cat"}
     # By hand: embeddings looked up one by one, three rows standing where the words are.

@@ -68,7 +68,7 @@ def test_merged_words_stand_for_the_learned_rows(family, merged):
     assert torch.equal(table[:49408], family.text.table)
     assert torch.equal(table[49408:], adapter.token_embeddings)
     with personalised(family, [adapter]) as model:
-        expected = model.text(["a photo of a <new1> dog"])
+        expected = model.condition(["a photo of a <new1> dog"]).features
     ids = tokenizer("a photo of a <new1> <new1>_1 dog", padding="max_length", return_tensors="pt").input_ids
     assert ids.shape == (1, 77)
     torch.testing.assert_close(text(ids).last_hidden_state, expected, rtol=1e-5, atol=1e-5)

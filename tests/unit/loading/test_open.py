@@ -86,7 +86,7 @@ def test_the_tiny_family_is_sd21_and_sd_turbo_in_small():
     assert open_family(ModelSources(family="tiny"), with_teacher=False).teacher is None
     z, t = noise(1, 2, 4, 8, 8), torch.tensor([999, 3])
     for denoiser in (family.student, family.teacher):
-        assert denoiser.predict(z, t, family.text([PROMPT, ""])).isfinite().all()
+        assert denoiser.predict(z, t, family.condition([PROMPT, ""])).isfinite().all()
     assert family.decode(z).shape == (2, 3, 64, 64)
 
 
