@@ -1,16 +1,14 @@
 """Small checkpoints for tests that change something in one: given tensors, single files, diffusers folders.
 
 checkpoint_parts() -> dict        the tiny family's student as `unet`, `vae` and `text_encoder` in diffusers' names
-single_file(parts) -> dict        the same in the original layout
+single_file(parts, architecture=TINY) -> dict      the same in the original layout
 write_folder(folder, parts, scheduler={}, vae={}) -> Path    a diffusers folder; dictionaries change its configurations
-same(found, expected)             asserts that both hold the very same names, types and values
 refused(source, *args, **options) -> str          the sentence with which load_family refuses it
 """
 
 import json
 
 import pytest
-import torch
 
 from echodistill_core.errors import InputError
 from echodistill_core.models import layout
@@ -27,8 +25,8 @@ def checkpoint_parts():
     return tiny_checkpoint("student")
 
 
-def single_file(parts):
-    return layout.to_original(parts["unet"], parts["text_encoder"], parts["vae"], TINY)
+def single_file(parts, architecture=TINY):
+    return layout.to_original(parts["unet"], parts["text_encoder"], parts["vae"], architecture)
 
 
 def write_folder(folder, parts, scheduler=None, vae=None, unet=None):
@@ -45,13 +43,6 @@ def write_folder(folder, parts, scheduler=None, vae=None, unet=None):
     for name, stem in STEMS.items():
         write_tensors(folder / name / f"{stem}.safetensors", parts[name], {})
     return folder
-
-
-def same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name], tensor), name
 
 
 def refused(source, *args, **options):

@@ -9,6 +9,8 @@ draw_batch(state, step=0, images=None) -> Batch         its batch of this step, 
 train_tiny(folder, family=None, listen=..., photographs=..., **overrides) -> Run     a whole distillation stage
 snapshot(state) -> dict[str, Tensor]                    a copy of every tensor there is in a run, by name
 changed(before, after) -> set[str]                      the names whose tensors are not bit-equal
+parts -> dict                                           the tiny student's networks as tensors, once for each file
+empty_cache -> Path                                     a Hugging Face cache that holds nothing, for this test
 
 The fixtures are functions to be called, so that one test can have several of each.
 """
@@ -22,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from dataclasses import replace
 from functools import cache
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -105,6 +108,21 @@ def make_photographs(tmp_path_factory):
 def photographs(make_photographs):
     """A folder with 3 photographs of 96x96. Read only: every test shares it."""
     return make_photographs()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """The tiny student's `unet`, `vae` and `text_encoder` in the names of diffusers. Copy before changing one."""
+    return tiny_checkpoint("student")
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """The folder of an empty Hugging Face cache, which the hub's client uses during this test."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    return cache
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
-from checkpoints import same
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
+from tensor_files import assert_same
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from echodistill_core.models import layout
@@ -92,7 +92,7 @@ def assert_holds(family, parts):
     """The family's student, VAE and text encoder hold exactly these tensors."""
     modules = {"unet": family.student.unet, "vae": family.vae, "text_encoder": family.text.model}
     for part, module in modules.items():
-        same(module.state_dict(), parts[part])
+        assert_same(module.state_dict(), parts[part])
 
 
 def write_lora(path, alphas, rank=4):

@@ -4,13 +4,10 @@ import math
 
 import pytest
 import torch
+from random_tensors import rng
 from torch import nn
 
 from echodistill_core.losses.objectives import FAKE, REAL, CriticHead, critic_loss, generator_loss
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def minus_log_softmax(logits, label):

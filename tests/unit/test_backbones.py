@@ -2,7 +2,6 @@
 
 import json
 
-import huggingface_hub.constants
 import pytest
 import torch
 import torch.nn.functional as F
@@ -232,14 +231,6 @@ def test_tiny_ones_are_had_for_every_role():
 
 
 # Where they come from
-
-
-@pytest.fixture
-def empty_cache(tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    return cache
 
 
 def test_several_are_loaded_from_subfolders_and_files(tmp_path, empty_cache):

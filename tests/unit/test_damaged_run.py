@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from run_files import StopError, stop_at, tree
 
 from echodistill_core.errors import DamagedRunError, InputError
 from echodistill_core.settings import EchoSettings
@@ -38,10 +39,6 @@ def finished(train_tiny, tmp_path_factory):
     return folder
 
 
-def files_of(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_the_same_training_restores_a_damaged_record(finished, tmp_path, train_tiny, damage):
     run = shutil.copytree(finished, tmp_path / "run")
@@ -50,23 +47,16 @@ def test_the_same_training_restores_a_damaged_record(finished, tmp_path, train_t
         open_run(run)
     with pytest.warns(UserWarning, match="written anew"):
         train_tiny(run, iterations=2)
-    after = files_of(run)
+    after = tree(run)
     assert after.pop((run / "run.json.damaged").relative_to(run)) == damage
-    assert after == files_of(finished)
+    assert after == tree(finished)
 
 
 def test_a_run_that_was_not_finished_goes_on_from_its_checkpoint(finished, tmp_path, train_tiny):
     from echodistill_core.training.events import StepDone
 
-    class StopError(Exception):
-        pass
-
-    def stop(event):
-        if isinstance(event, StepDone) and event.step == 1:
-            raise StopError
-
     with pytest.raises(StopError):
-        train_tiny(tmp_path / "run", iterations=2, listen=stop)
+        train_tiny(tmp_path / "run", iterations=2, listen=stop_at(StepDone, StopError, step=1))
     (tmp_path / "run" / "run.json").write_bytes(b"")
     steps = []
     with pytest.warns(UserWarning, match="written anew"):
@@ -81,10 +71,10 @@ def test_a_run_that_was_not_finished_goes_on_from_its_checkpoint(finished, tmp_p
 def test_another_training_does_not_take_the_folder_over(finished, tmp_path, train_tiny):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "run.json").write_bytes(b"")
-    before = files_of(run)
+    before = tree(run)
     with pytest.raises(DamagedRunError, match="are not the run's own"):
         train_tiny(run, iterations=3)
-    assert files_of(run) == before
+    assert tree(run) == before
 
 
 def test_an_echos_copy_gets_its_record_back_from_the_run(finished, tmp_path, tiny_family):
@@ -92,34 +82,27 @@ def test_an_echos_copy_gets_its_record_back_from_the_run(finished, tmp_path, tin
     run = open_run(tmp_path / "run")
     settings = EchoSettings(iterations=1, pool_size=2)
     echoed = session.echo(fork_for_echo(run, settings), tiny_family(), settings, lambda _: None)
-    before = files_of(echoed.folder)
+    before = tree(echoed.folder)
     (echoed.folder / "run.json").write_bytes(b"")
     again = session.echo(fork_for_echo(run, settings), tiny_family(), settings, lambda _: None)
     assert again.is_finished("echo")
-    assert files_of(again.folder) == before
+    assert tree(again.folder) == before
 
 
 def test_without_a_checkpoint_nothing_of_the_earlier_files_is_used(tmp_path, train_tiny, make_photographs):
     """Photographs, class images and pools of other inputs would be taken for the new run's own."""
     from echodistill_core.training.events import PoolProgress
 
-    class StopError(Exception):
-        pass
-
-    def stop(event):
-        if isinstance(event, PoolProgress) and event.done == 2:
-            raise StopError
-
     weights = {"prior_weight": 1.0, "prior_images": 3, "iterations": 1}
     with pytest.raises(StopError):
-        train_tiny(tmp_path / "run", listen=stop, seed=5, **weights)
+        train_tiny(tmp_path / "run", listen=stop_at(PoolProgress, StopError, done=2), seed=5, **weights)
     kept = {p.name: p.read_bytes() for p in (tmp_path / "run").rglob("*.png")}
     assert kept
     (tmp_path / "run" / "run.json").write_bytes(b"")
     with pytest.warns(UserWarning, match="run-damaged-1 keeps what was there"):
         train_tiny(tmp_path / "run", seed=6, **weights)
     clean = train_tiny(tmp_path / "clean", seed=6, **weights)
-    assert files_of(tmp_path / "run") == files_of(clean.folder)
+    assert tree(tmp_path / "run") == tree(clean.folder)
     assert {p.name: p.read_bytes() for p in (tmp_path / "run-damaged-1").rglob("*.png")} == kept
 
 
@@ -127,7 +110,7 @@ def test_an_echo_whose_record_was_lost_goes_on_with_its_own_settings_only(finish
     run = open_run(shutil.copytree(finished, tmp_path / "run"))
     settings = EchoSettings(iterations=1, pool_size=2)
     session.echo(run, tiny_family(), settings, lambda _: None)
-    before = files_of(run.folder)
+    before = tree(run.folder)
     (run.folder / "run.json").write_bytes(b"")
     with pytest.warns(UserWarning, match="written anew"):
         run = train_tiny(run.folder, iterations=2)
@@ -135,7 +118,7 @@ def test_an_echo_whose_record_was_lost_goes_on_with_its_own_settings_only(finish
         session.echo(run, tiny_family(), EchoSettings(iterations=1, pool_size=3), lambda _: None)
     again = session.echo(run, tiny_family(), settings, lambda _: None)
     assert again.is_finished("echo")
-    after = files_of(run.folder)
+    after = tree(run.folder)
     after.pop((run.folder / "run.json.damaged").relative_to(run.folder))
     assert after == before
 

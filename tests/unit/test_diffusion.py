@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+from random_tensors import normal
 
 from echodistill_core.diffusion import PREDICTION_TYPES, NoiseSchedule, guided, timesteps_like, trailing_timesteps
 from echodistill_core.errors import InputError
@@ -20,10 +21,6 @@ STABLE_DIFFUSION = {
 # abar of Stable Diffusion from its definition: betas are the squares of 1000 evenly spaced numbers.
 ABAR = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 TIMESTEPS = torch.tensor([0, 1, 250, 499, 998, 999])
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def schedule(prediction, table=ABAR):

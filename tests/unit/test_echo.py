@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_files import silent, stage_files
 
 from echodistill_core.adapter.apply import personalised
 from echodistill_core.adapter.file import read_adapter
@@ -20,14 +21,6 @@ from echodistill_core.training import loop, session
 from echodistill_core.training.echo import POOL_SEED, pool_prompts
 from echodistill_core.training.events import PoolProgress, StepDone
 from echodistill_core.training.run import open_run
-
-
-def silent(event):
-    pass
-
-
-def files(run, stage="distil"):
-    return {p.name: p.read_bytes() for p in sorted(run.path(stage).glob("*.safetensors"))}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +40,7 @@ def copy_of(trained, tmp_path):
 
 def test_the_pool_is_what_the_finished_student_makes(copy_of, tiny_family):
     events = []
-    before = files(copy_of)
+    before = stage_files(copy_of)
     run = session.echo(copy_of, tiny_family(), EchoSettings(iterations=1, pool_size=22), events.append)
     assert [(e.done, e.size) for e in events if isinstance(e, PoolProgress)] == [(i, 22) for i in range(1, 23)]
     names = sorted(p.name for p in run.path("echo", "pool").glob("*.png"))
@@ -64,8 +57,8 @@ def test_the_pool_is_what_the_finished_student_makes(copy_of, tiny_family):
                 stored = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
             assert ((expected + 1) * 127.5 - stored).abs().max().item() < 0.51
     # Both stages' adapters are kept, and those of before are the files they were.
-    assert files(run) == before
-    echoed = files(run, "echo")
+    assert stage_files(run) == before
+    echoed = stage_files(run, "echo")
     assert set(echoed) == set(before)
     assert all(echoed[name] != before[name] for name in before)
     assert read_adapter(run.path("echo", "student.safetensors")).metadata["stage"] == "echo"
@@ -78,12 +71,12 @@ def test_an_echo_is_found_finished_and_repeats(copy_of, tiny_family, trained, tm
 
     other = open_run(shutil.copytree(trained, tmp_path / "other"))
     settings = EchoSettings(iterations=2, pool_size=2)
-    first = files(session.echo(copy_of, tiny_family(), settings, silent), "echo")
-    assert files(session.echo(other, tiny_family(), settings, silent), "echo") == first
+    first = stage_files(session.echo(copy_of, tiny_family(), settings, silent), "echo")
+    assert stage_files(session.echo(other, tiny_family(), settings, silent), "echo") == first
     events = []
     session.echo(copy_of, tiny_family(), settings, events.append)
     assert events == []
-    assert files(copy_of, "echo") == first
+    assert stage_files(copy_of, "echo") == first
 
 
 def started(monkeypatch, run, family, settings):
@@ -223,7 +216,7 @@ def test_a_stopped_echo_goes_on_to_the_same_end(copy_of, tiny_family, trained, t
 
     other = open_run(shutil.copytree(trained, tmp_path / "other"))
     settings = EchoSettings(iterations=3, pool_size=3, carry_critics=False, carry_optimizers=False)
-    whole = files(session.echo(other, tiny_family(), settings, silent), "echo")
+    whole = stage_files(session.echo(other, tiny_family(), settings, silent), "echo")
     for stop_at in (PoolProgress(2, 3), 1, 2):
 
         def stop(event, stop_at=stop_at):
@@ -232,7 +225,7 @@ def test_a_stopped_echo_goes_on_to_the_same_end(copy_of, tiny_family, trained, t
 
         with pytest.raises(KeyboardInterrupt):
             session.echo(copy_of, tiny_family(), settings, stop)
-    assert files(session.echo(copy_of, tiny_family(), settings, silent), "echo") == whole
+    assert stage_files(session.echo(copy_of, tiny_family(), settings, silent), "echo") == whole
 
 
 def test_settings_of_a_run_are_those_it_was_trained_with(trained, quick_settings):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from checkpoints import checkpoint_parts, single_file, write_folder
+from run_files import StopError, stop_at
 
 from echodistill_core.adapter.apply import other_layers, personalised
 from echodistill_core.adapter.file import read_adapter
@@ -142,15 +143,8 @@ def test_a_run_does_not_go_on_with_other_backbones(tmp_path, train_tiny, monkeyp
     from echodistill_core.training import session
     from echodistill_core.training.events import StepDone
 
-    class StopError(Exception):
-        pass
-
-    def stop(event):
-        if isinstance(event, StepDone) and event.step == 1:
-            raise StopError
-
     with pytest.raises(StopError):
-        train_tiny(tmp_path / "run", iterations=2, listen=stop)
+        train_tiny(tmp_path / "run", iterations=2, listen=stop_at(StepDone, StopError, step=1))
     load = session.load_backbones
 
     def others(*arguments):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checkpoints import TEXT, UNET, VAE, checkpoint_parts, refused, single_file
+from checkpoints import TEXT, UNET, VAE, refused, single_file
 from PIL import Image
 
 from echodistill_core.cli import main
@@ -15,11 +15,6 @@ from echodistill_core.tensorfile import write_tensors
 from echodistill_core.training.samples import one_step_images
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return checkpoint_parts()
 
 
 # The look at one tensor

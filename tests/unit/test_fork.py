@@ -7,6 +7,7 @@ import os
 
 import pytest
 from PIL import Image
+from run_files import silent, tree
 
 from echodistill_core.concept.photographs import Photograph
 from echodistill_core.errors import InputError
@@ -21,10 +22,6 @@ TINY = ModelSources(family="tiny")
 ECHO = EchoSettings(iterations=1, pool_size=2)
 
 
-def silent(event):
-    pass
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     settings = settings_for(
@@ -35,20 +32,16 @@ def run(tmp_path_factory):
     return session.train(photographs, open_family(TINY), settings, TINY, folder, silent)
 
 
-def contents(run):
-    return {p.relative_to(run.folder): p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
-
-
 def test_an_echo_in_the_copy_is_the_echo_and_leaves_the_run_alone(run, tmp_path):
-    before = contents(run)
+    before = tree(run.folder)
     copy = fork_for_echo(run, ECHO)
-    assert contents(copy) == before
+    assert tree(copy.folder) == before
     assert fork_for_echo(run, ECHO).folder == copy.folder
     other = fork_for_echo(run, EchoSettings(iterations=1, pool_size=3))
     assert other.folder != copy.folder
     family = open_family(TINY)
     echoed = session.echo(copy, family, ECHO, silent)
-    assert contents(run) == before
+    assert tree(run.folder) == before
     # The same by hand: a whole copy of the folder, echoed.
     import shutil
 
@@ -68,7 +61,7 @@ def test_a_disk_without_links_gets_copies(run, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     copy = fork_for_echo(run, EchoSettings(iterations=2, pool_size=2))
-    assert contents(copy) == contents(run)
+    assert tree(copy.folder) == tree(run.folder)
 
 
 def test_a_run_that_is_not_trained_to_its_end_is_refused(run, tmp_path):

@@ -4,14 +4,10 @@ import json
 
 import pytest
 import torch
-from checkpoints import VAE, checkpoint_parts, refused, same, single_file, write_folder
+from checkpoints import VAE, refused, single_file, write_folder
+from tensor_files import assert_same
 
 from echodistill_core.models.load import load_family
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return checkpoint_parts()
 
 
 @pytest.mark.parametrize(
@@ -38,7 +34,7 @@ def test_another_vae_is_refused(tmp_path, parts, vae, expected):
 
 def test_a_vae_that_is_not_used_may_be_any(tmp_path, parts):
     folder = write_folder(tmp_path / "folder", parts, vae={"shift_factor": 0.1})
-    same(load_family(parts, folder).vae.state_dict(), parts["vae"])
+    assert_same(load_family(parts, folder).vae.state_dict(), parts["vae"])
 
 
 def test_the_usual_scale_is_taken_where_none_is_stated_and_precision_is_the_callers(tmp_path, parts):

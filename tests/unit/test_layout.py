@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from checkpoints import single_file
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
@@ -11,6 +12,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
+from tensor_files import assert_same
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from echodistill_core.models import layout
@@ -43,21 +45,10 @@ def tagged(architecture):
     return parts
 
 
-def original(parts, architecture):
-    return layout.to_original(parts["unet"], parts["text_encoder"], parts["vae"], architecture)
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].shape == tensor.shape, name
-        assert torch.equal(found[name], tensor), name
-
-
 @ARCHITECTURES
 def test_diffusers_own_converters_read_what_to_original_writes(architecture):
     parts = tagged(architecture)
-    checkpoint = original(parts, architecture)
+    checkpoint = single_file(parts, architecture)
     assert_same(convert_ldm_unet_checkpoint(checkpoint, architecture.unet), parts["unet"])
     assert_same(convert_ldm_vae_checkpoint(checkpoint, architecture.vae), parts["vae"])
     if architecture is SD1:
@@ -70,7 +61,7 @@ def test_diffusers_own_converters_read_what_to_original_writes(architecture):
 @ARCHITECTURES
 def test_a_checkpoint_in_the_original_layout_is_recognised_and_read_back(architecture):
     parts = tagged(architecture)
-    read = read_checkpoint(original(parts, architecture))
+    read = read_checkpoint(single_file(parts, architecture))
     assert read.architecture is architecture
     assert_same(read.unet, parts["unet"])
     assert_same(read.vae, parts["vae"])
@@ -81,14 +72,14 @@ def test_a_checkpoint_in_the_original_layout_is_recognised_and_read_back(archite
 def test_either_librarys_text_names_are_read_for_every_family(architecture):
     parts = tagged(architecture)
     for pad_with_end in (True, False):  # which decides the names that are written
-        checkpoint = original(parts, replace(architecture, pad_with_end=pad_with_end))
+        checkpoint = single_file(parts, replace(architecture, pad_with_end=pad_with_end))
         assert_same(read_checkpoint(checkpoint).text_encoder, parts["text_encoder"])
 
 
 @ARCHITECTURES
 def test_every_tensor_has_one_name_in_the_original_and_none_is_lost(architecture):
     parts = tagged(architecture)
-    checkpoint = original(parts, architecture)
+    checkpoint = single_file(parts, architecture)
     assert sum(n.startswith(UNET) for n in checkpoint) == len(parts["unet"])
     assert sum(n.startswith(VAE) for n in checkpoint) == len(parts["vae"])
     fused = 0 if architecture is SD1 else 4 * architecture.text_encoder["num_hidden_layers"]  # q, k, v become one
@@ -145,7 +136,7 @@ PUBLISHED_SD1 = {
 
 @pytest.mark.parametrize(("architecture", "own"), [(SD2, PUBLISHED_SD2), (SD1, PUBLISHED_SD1)])
 def test_published_names_are_met(architecture, own):
-    shapes = shapes_of(original(tagged(architecture), architecture))
+    shapes = shapes_of(single_file(tagged(architecture), architecture))
     for name, shape in {**PUBLISHED, **own}.items():
         assert shapes.get(name) == shape, name
 
@@ -156,8 +147,8 @@ def test_a_tiny_checkpoint_survives_the_way_through_a_file_bit_for_bit(tmp_path)
         part: {n: torch.randn(t.shape, generator=generator) for n, t in tensors.items()}
         for part, tensors in tagged(TINY).items()
     }
-    write_tensors(tmp_path / "tiny.safetensors", original(parts, TINY), {})
-    assert len(read_tensors(tmp_path / "tiny.safetensors")) == len(original(parts, TINY))
+    write_tensors(tmp_path / "tiny.safetensors", single_file(parts, TINY), {})
+    assert len(read_tensors(tmp_path / "tiny.safetensors")) == len(single_file(parts, TINY))
     read = read_checkpoint(tmp_path / "tiny.safetensors")
     assert_same(read.unet, parts["unet"])
     assert_same(read.vae, parts["vae"])
@@ -167,12 +158,12 @@ def test_a_tiny_checkpoint_survives_the_way_through_a_file_bit_for_bit(tmp_path)
 def test_renaming_copies_no_unet_tensor_and_changes_none():
     parts = tagged(TINY)
     there = layout.unet_names(parts["unet"], TINY)
-    checkpoint = original(parts, TINY)
+    checkpoint = single_file(parts, TINY)
     back = layout.from_original(checkpoint, there, UNET)
     for name, tensor in parts["unet"].items():
         assert checkpoint[UNET + there[name]] is tensor
         assert back[name] is tensor
-    for name, tensor in original(parts, TINY).items():
+    for name, tensor in single_file(parts, TINY).items():
         if name.startswith(VAE):  # 1x1 convolutions are views of the linear weights
             assert tensor.untyped_storage().data_ptr() in {
                 t.untyped_storage().data_ptr() for t in parts["vae"].values()

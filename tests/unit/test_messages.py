@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from checkpoints import checkpoint_parts, refused, single_file, write_folder
+from checkpoints import refused, single_file, write_folder
 
 from echodistill_core.messages import listed, shortened
 
@@ -34,11 +34,6 @@ def test_a_list_names_the_first_and_says_that_there_are_more():
     assert listed(["a", "b", "c"]) == "a, b, c"
     assert listed(["a", "b", "c", "d"]) == "a, b, c and 1 more"
     assert len(listed([NASTY] * 10)) < 640
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return checkpoint_parts()
 
 
 LONG = "\x1b[31m\n" + "x" * 1_000_000

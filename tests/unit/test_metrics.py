@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from random_tensors import normal
 
 from echodistill_core.concept.prompts import without_placeholder
 from echodistill_core.errors import InputError
@@ -22,12 +23,8 @@ def _cosine(a, b):
     return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
 
 
-def _features(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def test_clip_t_pairs_each_image_with_its_own_prompt():
-    images, texts = _features(5, 7), _features(5, 7, seed=1)
+    images, texts = normal(5, 7), normal(5, 7, seed=1)
     expected = sum(_cosine(a, b) for a, b in zip(images.tolist(), texts.tolist(), strict=True)) / 5
     assert clip_t(images, texts) == pytest.approx(expected, abs=1e-6)
     # All pairs would give the same for every order of the prompts; own prompts do not.
@@ -35,14 +32,14 @@ def test_clip_t_pairs_each_image_with_its_own_prompt():
 
 
 def test_clip_t_of_parallel_and_opposite_features():
-    x = _features(3, 4)
+    x = normal(3, 4)
     assert clip_t(x, 5 * x) == pytest.approx(1, abs=1e-6)
     assert clip_t(x, -0.1 * x) == pytest.approx(-1, abs=1e-6)
 
 
 @pytest.mark.parametrize("metric", [clip_i, dino])
 def test_subject_fidelity_is_the_mean_over_all_pairs(metric):
-    generated, references = _features(6, 5), 3 * _features(4, 5, seed=1)
+    generated, references = normal(6, 5), 3 * normal(4, 5, seed=1)
     pairs = [_cosine(a, b) for a in generated.tolist() for b in references.tolist()]
     assert metric(generated, references) == pytest.approx(sum(pairs) / 24, abs=1e-6)
 
@@ -53,7 +50,7 @@ def test_clip_i_weighs_images_alike_whatever_the_length_of_their_features():
 
 
 def test_diversity_is_the_mean_distance_of_pairs_within_a_prompt():
-    features = _features(3, 4, 6)
+    features = normal(3, 4, 6)
     distances = [
         1 - _cosine(prompt[i], prompt[j]) for prompt in features.tolist() for i in range(4) for j in range(i + 1, 4)
     ]
@@ -61,7 +58,7 @@ def test_diversity_is_the_mean_distance_of_pairs_within_a_prompt():
 
 
 def test_diversity_does_not_count_differences_between_prompts():
-    alike = _features(3, 1, 6).expand(3, 4, 6)
+    alike = normal(3, 1, 6).expand(3, 4, 6)
     assert diversity(alike) == pytest.approx(0, abs=1e-6)
     # Three samples along three axes: every pair at a right angle.
     assert diversity(torch.eye(3)[None]) == pytest.approx(1)
@@ -125,11 +122,11 @@ def test_the_published_protocols_name_encoders_that_exist_and_differ():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: clip_t(_features(2, 3), _features(3, 3)), "one prompt for each image"),
-        (lambda: clip_t(_features(0, 3), _features(0, 3)), "not empty"),
-        (lambda: dino(_features(2, 3), _features(2, 4)), "same encoder"),
-        (lambda: clip_i(_features(2, 3), _features(0, 3)), "not empty"),
-        (lambda: diversity(_features(2, 1, 3)), "at least two samples"),
+        (lambda: clip_t(normal(2, 3), normal(3, 3)), "one prompt for each image"),
+        (lambda: clip_t(normal(0, 3), normal(0, 3)), "not empty"),
+        (lambda: dino(normal(2, 3), normal(2, 4)), "same encoder"),
+        (lambda: clip_i(normal(2, 3), normal(0, 3)), "not empty"),
+        (lambda: diversity(normal(2, 1, 3)), "at least two samples"),
         (lambda: attribute_accuracy({"shape": torch.zeros(2)}, {"shape": 0}, ("color",)), "'color'"),
         (lambda: attribute_accuracy({"shape": torch.zeros(2)}, {"shape": 0}, ()), "at least one"),
         (lambda: attribute_accuracy({"shape": torch.zeros(0)}, {"shape": 0}, ("shape",)), "at least one"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from random_tensors import rng
 from scipy.ndimage import convolve1d
 from scipy.stats import wasserstein_distance
 from skimage.color import rgb2lab
@@ -20,10 +21,6 @@ from echodistill_core.losses.ms_swd import (
     random_projections,
     sorted_last,
 )
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def images(*shape, seed=0, low=0.0, high=1.0):

@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from random_tensors import normal
 
 from echodistill_core.losses.objectives import alignment_weight, identity_loss, latent_mse, masked_mse
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 # --- Eq. 2: identity ------------------------------------------------------------------------------
 

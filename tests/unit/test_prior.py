@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
+from run_files import silent, stop_at, tree
 
 from echodistill_core.adapter.apply import personalised
 from echodistill_core.concept.images import ImageSet
@@ -23,14 +24,6 @@ from echodistill_core.training.steps import student_step, teacher_step
 
 ONLY_TEACHER = {"alignment_weight": 0.0, "adversarial_weight": 0.0}
 ONLY_STUDENT = {**ONLY_TEACHER, "teacher_weight": 0.0, "student_reconstruction_weight": 1.0}
-
-
-def silent(event):
-    pass
-
-
-def tree(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def class_images(count=1, seed=0):
@@ -99,19 +92,12 @@ def test_a_run_stopped_anywhere_ends_the_same(train_tiny, tmp_path):
     overrides = {"prior_weight": 1.0, "prior_images": 3, "iterations": 2, **ONLY_STUDENT}
     whole = tree(train_tiny(tmp_path / "whole", **overrides).folder)
 
-    def stop_at(kind, done):
-        def listen(event):
-            if isinstance(event, kind) and (event.done if kind is PoolProgress else event.step) == done:
-                raise KeyboardInterrupt
-
-        return listen
-
     with pytest.raises(KeyboardInterrupt):
-        train_tiny(tmp_path / "run", listen=stop_at(PoolProgress, 2), **overrides)
+        train_tiny(tmp_path / "run", listen=stop_at(PoolProgress, done=2), **overrides)
     first = tmp_path / "run" / "prior" / "student" / "000.png"
     when = first.stat().st_mtime_ns
     with pytest.raises(KeyboardInterrupt):
-        train_tiny(tmp_path / "run", listen=stop_at(StepDone, 1), **overrides)
+        train_tiny(tmp_path / "run", listen=stop_at(StepDone, step=1), **overrides)
     assert first.stat().st_mtime_ns == when  # gone on with, not made again
     train_tiny(tmp_path / "run", **overrides)
     assert tree(tmp_path / "run") == whole
@@ -120,12 +106,8 @@ def test_a_run_stopped_anywhere_ends_the_same(train_tiny, tmp_path):
 def test_class_images_that_were_changed_stop_the_run(train_tiny, tmp_path):
     overrides = {"prior_weight": 1.0, "prior_images": 2, **ONLY_STUDENT}
 
-    def stop(event):
-        if isinstance(event, StepDone):
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train_tiny(tmp_path / "run", listen=stop, **overrides)
+        train_tiny(tmp_path / "run", listen=stop_at(StepDone), **overrides)
     folder = tmp_path / "run" / "prior" / "student"
     (folder / "000.png").write_bytes((folder / "001.png").read_bytes())
     with pytest.raises(InputError, match="student was changed since it was made; remove the folder"):

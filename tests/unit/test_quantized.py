@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from checkpoints import TEXT, UNET, checkpoint_parts, refused, same, single_file, write_folder
+from checkpoints import TEXT, UNET, checkpoint_parts, refused, single_file, write_folder
+from tensor_files import assert_same
 
 from echodistill_core.models.checkpoint import read_checkpoint
 from echodistill_core.models.load import load_family
@@ -12,11 +13,6 @@ from echodistill_core.tensorfile import write_tensors
 
 FP8 = torch.float8_e4m3fn
 TO_K = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return checkpoint_parts()
 
 
 def scaled(parts, dtype=FP8):
@@ -59,7 +55,7 @@ def test_scales_are_multiplied_into_their_weights(tmp_path, parts, kind):
     tensors, scales, expected = scaled(parts)
     write_tensors(tmp_path / "fp8.safetensors", *as_comfy(kind, tensors, scales))
     found, true = load_family(tmp_path / "fp8.safetensors"), load_family(expected)
-    same(found.student.unet.state_dict(), true.student.unet.state_dict())
+    assert_same(found.student.unet.state_dict(), true.student.unet.state_dict())
     assert found.student.fingerprint == true.student.fingerprint
     assert found.warnings == []
     for name, tensor in parts["unet"].items():  # 3 bits of mantissa: within 1/16 of each value, or of the least step

@@ -1,11 +1,11 @@
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from pages import Reader
 from PIL import Image
 
 from echodistill_core.errors import InputError
@@ -41,34 +41,6 @@ def _bench(method, dino, **more):
         for concept, shift in (("mug", -0.01), ("cat", 0.0), ("fish", 0.01))
         for seed in (0, 1)
     ]
-
-
-class _Links(HTMLParser):
-    """Collects what a browser would load, all text outside of styles, and checks that tags are balanced."""
-
-    VOID = ("meta", "img", "br", "link", "input", "hr")
-
-    def __init__(self, page):
-        super().__init__()
-        self.loads, self.open, self.text, self.tags = [], [], [], []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -221,11 +193,10 @@ def test_markdown_has_our_figure_the_papers_and_the_verdict(reported):
 
 def test_the_page_is_whole_and_loads_nothing(reported):
     page = (reported / "report.html").read_text("utf-8")
-    links = _Links(page)
-    assert links.open == []
-    assert links.loads
-    assert [v for v in links.loads if not v.startswith(("data:image/", "#"))] == []
-    assert "script" not in links.tags
+    read = Reader(page)
+    assert read.loads
+    assert [v for v in read.loads if not v.startswith("data:image/")] == []
+    assert "script" not in read.tags
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
     assert "prefers-color-scheme: dark" in page

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_files import silent, stop_at, tree
 
 from echodistill_core.adapter.apply import personalised
 from echodistill_core.adapter.file import read_adapter
@@ -31,14 +32,6 @@ from echodistill_core.training.steps import critic_step, student_step, teacher_s
 TEACHER_ALONE = {"alignment_weight": 0.0, "adversarial_weight": 0.0, "teacher_lr": 1e-2, "token_lr": 1e-2}
 TEACHER_FIRST = {"teacher_weight": 0.0, "identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
 SOURCES = ModelSources(family="tiny")
-
-
-def silent(event):
-    pass
-
-
-def tree(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -193,22 +186,18 @@ def test_the_content_of_a_start_is_part_of_the_runs_identity(train_from, train_t
 def test_a_stopped_run_and_its_echo_end_the_same_without_the_original_file(
     train_from, tiny_family, teacher_file, tmp_path
 ):
-    def stop(event):
-        if isinstance(event, StepDone) and event.step == 1:
-            raise KeyboardInterrupt
-
     mine = tmp_path / "mine.safetensors"
     shutil.copy(teacher_file, mine)
     whole = train_from(tmp_path / "whole", {"teacher": mine}, **TEACHER_FIRST)
     with pytest.raises(KeyboardInterrupt):
-        train_from(tmp_path / "run", {"teacher": mine}, listen=stop, **TEACHER_FIRST)
+        train_from(tmp_path / "run", {"teacher": mine}, listen=stop_at(StepDone, step=1), **TEACHER_FIRST)
     run = train_from(tmp_path / "run", {"teacher": mine}, **TEACHER_FIRST)
     assert tree(run.folder) == tree(whole.folder)
     mine.unlink()
     settings = EchoSettings(iterations=2, pool_size=1)
     session.echo(whole, tiny_family(), settings, silent)
     with pytest.raises(KeyboardInterrupt):
-        session.echo(run, tiny_family(), settings, stop)
+        session.echo(run, tiny_family(), settings, stop_at(StepDone, step=1))
     session.echo(run, tiny_family(), settings, silent)
     assert tree(run.folder) == tree(whole.folder)
     echoed = read_adapter(run.path("echo", "student.safetensors"))

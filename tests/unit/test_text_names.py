@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from checkpoints import TEXT, checkpoint_parts, refused, same, single_file
+from checkpoints import TEXT, refused, single_file
+from tensor_files import assert_same
 
 from echodistill_core.models.load import load_family
 
@@ -21,11 +22,6 @@ PLACES = [
 OPEN_CLIP_PLACES = ["cond_stage_model.model.", "conditioner.embedders.0.model.", "cond_stage_model.", "text_encoder."]
 
 
-@pytest.fixture(scope="module")
-def parts():
-    return checkpoint_parts()
-
-
 def without_text(parts):
     return {n: t for n, t in single_file(parts).items() if not n.startswith(TEXT)}
 
@@ -37,7 +33,7 @@ def test_transformers_names(parts, place):
     # A 3rd layer, which a UNet of this family does not read.
     text |= {n.replace(".layers.1.", ".layers.2."): t + 1 for n, t in text.items() if ".layers.1." in n}
     family = load_family({**without_text(parts), **text})
-    same(family.text.model.state_dict(), parts["text_encoder"])
+    assert_same(family.text.model.state_dict(), parts["text_encoder"])
     assert family.warnings == []
 
 
@@ -45,7 +41,7 @@ def test_transformers_names(parts, place):
 def test_open_clips_names(parts, place):
     text = {place + n.removeprefix(TEXT): t for n, t in single_file(parts).items() if n.startswith(TEXT)}
     family = load_family({**without_text(parts), **text})
-    same(family.text.model.state_dict(), parts["text_encoder"])
+    assert_same(family.text.model.state_dict(), parts["text_encoder"])
     assert family.warnings == []
 
 

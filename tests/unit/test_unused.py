@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from checkpoints import TEXT, UNET, VAE, checkpoint_parts, refused, same, single_file, write_folder
+from checkpoints import TEXT, UNET, VAE, checkpoint_parts, refused, single_file, write_folder
+from tensor_files import assert_same
 
 from echodistill_core.errors import InputError
 from echodistill_core.models.load import load_family
@@ -36,11 +37,6 @@ HARMLESS = [
     f"{VAE}loss.discriminator.main.0.weight",
     f"{VAE}model_ema.decay",
 ]
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return checkpoint_parts()
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +125,7 @@ def test_what_a_lora_holds_for_other_networks_is_named(tmp_path, parts):
     assert load_family(parts, student_lora=path).warnings == []
     write_tensors(path, {**for_unet, **for_text}, {})
     family = load_family(parts, student_lora=path)
-    same(family.text.model.state_dict(), parts["text_encoder"])
+    assert_same(family.text.model.state_dict(), parts["text_encoder"])
     (warning,) = family.warnings
     assert f"LoRA {path}: 2 tensors are not for the UNet" in warning
     assert "mlp.fc1" in warning
@@ -153,7 +149,7 @@ def other_names(parts):
 def test_the_same_values_twice_are_one_tensor(parts, tensors):
     for second in other_names(parts):
         family = load_family({**tensors, **second})
-        same(family.text.model.state_dict(), parts["text_encoder"])
+        assert_same(family.text.model.state_dict(), parts["text_encoder"])
         assert family.warnings == []
 
 
@@ -170,7 +166,7 @@ def test_a_vae_with_old_and_new_names_at_once(tmp_path, parts):
     new = "decoder.mid_block.attentions.0.to_q.weight"
     old = new.replace("to_q", "query")
     vae = {**parts["vae"], old: parts["vae"][new].clone()}
-    same(load_family({**parts, "vae": vae}).vae.state_dict(), parts["vae"])
+    assert_same(load_family({**parts, "vae": vae}).vae.state_dict(), parts["vae"])
     message = refused({**parts, "vae": {**vae, old: vae[new] + 1}})
     assert old in message
     assert new in message

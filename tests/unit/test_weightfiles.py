@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from checkpoints import STEMS, checkpoint_parts, refused, same, write_folder
+from checkpoints import STEMS, checkpoint_parts, refused, write_folder
+from tensor_files import assert_same
 
 from echodistill_core.errors import InputError
 from echodistill_core.models.load import load_family
@@ -28,7 +29,7 @@ def write_shards(folder, stem, index, shards=(A, B)):
 @pytest.mark.parametrize("variant", ["bf16", "non_ema", "fp16", "fp8.e4m3"])
 def test_the_only_variant_is_read(tmp_path, stem, variant):
     write_tensors(tmp_path / f"{stem}.{variant}.safetensors", A, {})
-    same(weights_in(tmp_path), A)
+    assert_same(weights_in(tmp_path), A)
 
 
 @pytest.mark.parametrize(
@@ -44,14 +45,14 @@ def test_the_only_variant_is_read(tmp_path, stem, variant):
 )
 def test_shards_are_joined_whatever_the_form_of_their_index(tmp_path, stem, index):
     write_shards(tmp_path, stem, index)
-    same(weights_in(tmp_path), {**A, **B})
+    assert_same(weights_in(tmp_path), {**A, **B})
 
 
 def test_the_usual_files_come_before_other_variants(tmp_path):
     for variant in (".bf16", ".non_ema", ".fp16", ""):
         write_tensors(tmp_path / f"model{variant}.safetensors", A, {})
         if variant != ".bf16" and variant != ".non_ema":
-            same(weights_in(tmp_path), A)
+            assert_same(weights_in(tmp_path), A)
         write_tensors(tmp_path / f"model{variant}.safetensors", OTHER, {})
 
 
@@ -85,7 +86,7 @@ def test_a_checkpoint_of_bf16_files_alone_loads(tmp_path):
     for part, stem in STEMS.items():
         (folder / part / f"{stem}.safetensors").rename(folder / part / f"{stem}.bf16.safetensors")
     family = load_family(folder)
-    same(family.student.unet.state_dict(), parts["unet"])
-    same(family.vae.state_dict(), parts["vae"])
+    assert_same(family.student.unet.state_dict(), parts["unet"])
+    assert_same(family.vae.state_dict(), parts["vae"])
     (folder / "unet" / "diffusion_pytorch_model.bf16.safetensors").unlink()
     assert f"{folder / 'unet'} holds no .safetensors weights" in refused(folder)

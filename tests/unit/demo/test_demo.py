@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from demo_pages import Reader
+from pages import Reader
 from PIL import Image
 from registries import replace_entry
 

@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from demo_pages import Reader, a_page, bytes_of
+from demo_pages import a_page, bytes_of
+from pages import Reader
 
 from echodistill_core.demo.curves import curves, plot, smoothed
 from echodistill_core.demo.page import duration, expectations, render
@@ -22,9 +23,9 @@ from echodistill_core.miniature.judges import ATTRIBUTES
 def test_the_page_holds_every_picture_as_it_is_and_needs_nothing_else():
     page = a_page()
     read = Reader(render(page))
-    assert all(address.startswith("data:image/png;base64,") for address in read.addresses)
+    assert all(address.startswith("data:image/png;base64,") for address in read.loads)
     assert not re.search(r"url\((?!#)", render(page))
-    assert not read.names & {"script", "link", "iframe", "object"}
+    assert not read.tags & {"script", "link", "iframe", "object"}
     expected = list(page.photographs)
     # Row by row: a prompt's pictures side by side.
     expected += [column.images[i] for i in range(6) for column in page.columns]
@@ -41,7 +42,7 @@ def test_the_page_holds_every_picture_as_it_is_and_needs_nothing_else():
 def test_what_users_write_is_text_on_the_page(photographs):
     task = DemoTask("your <script>x</script>", "<b>&", [], photos=("my photos",))
     read = Reader(render(a_page(task)))
-    assert "script" not in read.names
+    assert "script" not in read.tags
     assert "your <script>x</script>" in read.text
     assert "a <new1> <b>& on the beach" in read.text
     assert "--photos 'my photos' --class-noun '<b>&'" in read.text

@@ -1,6 +1,5 @@
 """Families by name, and the tiny family."""
 
-import huggingface_hub.constants
 import pytest
 import torch
 from published_models import PROMPT, TO_K, assert_holds, networks, noise, parts_of, single_file, write_lora
@@ -12,14 +11,6 @@ from echodistill_core.models.open import open_family
 from echodistill_core.models.sources import ModelSources
 
 # Families by name
-
-
-@pytest.fixture
-def empty_cache(tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    return cache
 
 
 @pytest.mark.parametrize(

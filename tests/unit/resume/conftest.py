@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import resume_worker
 import torch
-from resumed_runs import drawn_next, echo, stop_at, train, tree
+from resumed_runs import drawn_next, echo, train
+from run_files import stop_at, tree
 
 from echodistill_core.models.text import TextEncoder
 from echodistill_core.tensorfile import read_header

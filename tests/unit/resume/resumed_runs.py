@@ -1,7 +1,5 @@
 """Runs of both stages for tests of resuming, and whole run folders compared byte by byte."""
 
-from pathlib import Path
-
 import resume_worker
 import torch
 from resume_worker import ECHO, SOURCES, fresh_family, photographs, settings
@@ -30,11 +28,6 @@ def echo(folder, listen=resume_worker.ignore, how=ECHO, family=None):
     return session.echo(run.open_run(folder), family or fresh_family(), how, listen)
 
 
-def tree(folder):
-    """Every file's bytes."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
-
-
 def times(folder):
     return {p: p.stat().st_mtime_ns for p in [folder, *folder.rglob("*")]}
 
@@ -47,16 +40,6 @@ def difference(a, b):
 def drawn_next(state):
     """What each of the state's generators draws next."""
     return {name: torch.rand(64, generator=g.clone_state()).tolist() for name, g in state.random.generators.items()}
-
-
-def stop_at(kind, **where):
-    """A listener that stops at the event of this kind with these attributes, and has seen all before it."""
-
-    def listen(event):
-        if isinstance(event, kind) and all(getattr(event, n) == v for n, v in where.items()):
-            raise KeyboardInterrupt
-
-    return listen
 
 
 def state_of(**overrides):

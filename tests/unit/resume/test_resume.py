@@ -9,7 +9,8 @@ import shutil
 
 import pytest
 from resume_worker import complete, fresh_family
-from resumed_runs import CHECKPOINT, STEPS, difference, drawn_next, echo, stop_at, times, train, tree
+from resumed_runs import CHECKPOINT, STEPS, difference, drawn_next, echo, times, train
+from run_files import stop_at, tree
 
 from echodistill_core.tensorfile import read_header
 from echodistill_core.training import run, session, steps

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from run_files import StopError, stop_at
 
 from echodistill_core.errors import StorageError
 from echodistill_core.training import run
@@ -69,15 +70,8 @@ def test_a_disk_that_is_full_behind_training_stops_it(train_tiny, tmp_path, behi
 
 
 def test_a_stop_waits_for_the_checkpoint_behind_it(train_tiny, tmp_path, behind):
-    class StopError(Exception):
-        pass
-
-    def stop(event):
-        if isinstance(event, StepDone) and event.step == 2:
-            raise StopError
-
     with pytest.raises(StopError):
-        train_tiny(tmp_path / "run", iterations=4, listen=stop)
+        train_tiny(tmp_path / "run", iterations=4, listen=stop_at(StepDone, StopError, step=2))
     steps = []
     again = train_tiny(
         tmp_path / "run", iterations=4, listen=lambda e: steps.append(e.step) if isinstance(e, StepDone) else None

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from resumed_runs import CHECKPOINT, advance, difference, drawn_next, echo, state_of, train, tree
+from resumed_runs import CHECKPOINT, advance, difference, drawn_next, echo, state_of, train
+from run_files import tree
 
 from echodistill_core.errors import InputError
 from echodistill_core.tensorfile import read_header, read_tensors, write_tensors

@@ -4,7 +4,8 @@ import errno
 import os
 
 import pytest
-from resumed_runs import CHECKPOINT, difference, state_of, stop_at, train, tree
+from resumed_runs import CHECKPOINT, difference, state_of, train
+from run_files import stop_at, tree
 
 from echodistill_core.errors import InputError, StorageError
 from echodistill_core.tensorfile import read_header

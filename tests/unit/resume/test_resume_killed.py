@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import resume_worker
-from resumed_runs import difference, tree
+from resumed_runs import difference
+from run_files import tree
 
 import echodistill_core
 from echodistill_core.training import run

@@ -8,7 +8,8 @@ import pytest
 import resume_worker
 from PIL import Image
 from resume_worker import ECHO, SOURCES, fresh_family, photographs, settings
-from resumed_runs import difference, echo, stop_at, times, train, tree
+from resumed_runs import difference, echo, times, train
+from run_files import stop_at, tree
 
 from echodistill_core.concept.photographs import Photograph, load_photographs
 from echodistill_core.errors import InputError

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training_runs import files
+from run_files import StopError, stage_files, stop_at
 
 from echodistill_core.adapter.apply import personalised
 from echodistill_core.sampling import sample
@@ -93,31 +93,24 @@ def test_a_finished_run_tells_the_last_value_of_every_term(train_tiny, tmp_path)
 
 def test_a_finished_run_is_found_finished(train_tiny, tmp_path):
     run = train_tiny(tmp_path / "run")
-    before, events = files(run), []
+    before, events = stage_files(run), []
     again = train_tiny(tmp_path / "run", listen=events.append)
     assert events == []
-    assert files(again) == before
+    assert stage_files(again) == before
 
 
 def test_a_listener_that_raises_stops_the_run_after_a_checkpoint(tiny_family, train_tiny, snapshot, changed, tmp_path):
-    class CancelError(Exception):
-        pass
-
-    def cancel(event):
-        if isinstance(event, StepDone) and event.step == 2:
-            raise CancelError
-
     family = tiny_family()
     before = snapshot(family)
-    with pytest.raises(CancelError):
-        train_tiny(tmp_path / "run", family, cancel, iterations=4)
+    with pytest.raises(StopError):
+        train_tiny(tmp_path / "run", family, stop_at(StepDone, StopError, step=2), iterations=4)
     assert changed(before, snapshot(family)) == set()
     run = open_run(tmp_path / "run")
     assert not run.is_finished("distil")
-    assert set(files(run)) == {"checkpoint.safetensors"}
+    assert set(stage_files(run)) == {"checkpoint.safetensors"}
     assert [row["step"] for row in run.read_log("distil")] == [1, 2]
     whole = train_tiny(tmp_path / "whole", iterations=4)
-    assert files(train_tiny(tmp_path / "run", iterations=4)) == files(whole)
+    assert stage_files(train_tiny(tmp_path / "run", iterations=4)) == stage_files(whole)
 
 
 def test_previews_are_samples_of_the_student_as_it_is(tiny_family, tiny_state, draw_batch):

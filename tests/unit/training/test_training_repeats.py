@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from training_runs import files, silent
+from run_files import silent, stage_files
 
 from echodistill_core.concept.images import square_images
 from echodistill_core.concept.photographs import load_photographs
@@ -21,7 +21,7 @@ from echodistill_core.training.steps import iterate
 
 def test_same_seed_same_files_and_other_seed_others(train_tiny, photographs, tmp_path):
     first, again, other = (
-        files(train_tiny(tmp_path / name, iterations=3, seed=seed))
+        stage_files(train_tiny(tmp_path / name, iterations=3, seed=seed))
         for name, seed in (("first", 5), ("again", 5), ("other", 6))
     )
     assert set(first) == {"student.safetensors", "teacher.safetensors", "checkpoint.safetensors"}
@@ -44,7 +44,7 @@ train(photographs, open_family(sources), settings, sources, {str(tmp_path / "chi
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     # Its logs, previews and checkpoints came at other times, which must not matter.
-    assert files(open_run(tmp_path / "child")) == first
+    assert stage_files(open_run(tmp_path / "child")) == first
 
 
 def test_training_draws_no_global_random_number(train_tiny, tiny_family, tmp_path):
@@ -109,6 +109,6 @@ def test_a_mistake_while_drawing_ahead_is_raised_at_its_batch(photographs, quick
 
 def test_training_works_inside_inference_mode(train_tiny, tiny_family, tmp_path):
     # As in programs that switch gradients off for everything they run.
-    expected = files(train_tiny(tmp_path / "outside"))
+    expected = stage_files(train_tiny(tmp_path / "outside"))
     with torch.inference_mode():
-        assert files(train_tiny(tmp_path / "inside")) == expected
+        assert stage_files(train_tiny(tmp_path / "inside")) == expected

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training_runs import files
+from run_files import stage_files
 
 from echodistill_core.adapter.file import read_adapter
 from echodistill_core.concept.images import square_images
@@ -23,12 +23,12 @@ def test_one_photograph_only(train_tiny, photographs, tmp_path):
     assert torch.equal(run.photographs().pixels, images.pixels)
     # And it is the run of a folder with that photograph alone.
     alone = train_tiny(tmp_path / "alone", photographs=[photographs / "0.png"], max_photographs=1)
-    assert files(alone) == files(run)
+    assert stage_files(alone) == stage_files(run)
 
 
 def test_without_a_teacher_only_the_student_and_its_token_learn(tiny_family, train_tiny, tmp_path):
     run = train_tiny(tmp_path / "run", tiny_family(teacher=None), teacher_weight=0.0, alignment_weight=0.0)
-    assert set(files(run)) == {"checkpoint.safetensors", "student.safetensors"}
+    assert set(stage_files(run)) == {"checkpoint.safetensors", "student.safetensors"}
     adapter = read_adapter(run.path("distil", "student.safetensors"))
     start = tiny_family().text.noun_embeddings("dog", 1)
     assert not torch.equal(adapter.token_embeddings, start)

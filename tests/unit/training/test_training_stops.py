@@ -1,7 +1,7 @@
 """A run that diverges or is cancelled stops and keeps its last good checkpoint."""
 
 import pytest
-from training_runs import files
+from run_files import stage_files
 
 from echodistill_core.errors import DivergedError
 from echodistill_core.training import session, steps
@@ -30,7 +30,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         train_tiny(tmp_path / "run", family, listen, **settings)
     assert [step for step, _ in checkpoints] == [2]
     run = open_run(tmp_path / "run")
-    assert files(run) == {"checkpoint.safetensors": checkpoints[0][1]}
+    assert stage_files(run) == {"checkpoint.safetensors": checkpoints[0][1]}
     assert not run.is_finished("distil")
     assert changed(before, snapshot(family)) == set()
     if log_every == 2 or value == "inf":
@@ -38,7 +38,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     # Once the cause is gone it goes on from there, as if nothing had happened.
     monkeypatch.setattr(steps, "ms_swd_along", original)
     resumed = train_tiny(tmp_path / "run", **settings)
-    assert files(resumed) == files(train_tiny(tmp_path / "whole", **settings))
+    assert stage_files(resumed) == stage_files(train_tiny(tmp_path / "whole", **settings))
     assert [row["step"] for row in resumed.read_log("distil")] == [1, 2, 3, 4]
 
 
@@ -58,7 +58,7 @@ def test_a_diverged_run_that_is_also_cancelled_keeps_its_checkpoint(train_tiny, 
     monkeypatch.setattr(steps, "masked_mse", broken)
     with pytest.raises((DivergedError, KeyboardInterrupt)):
         train_tiny(tmp_path / "run", listen=listen, iterations=6, log_every=10, checkpoint_every=2)
-    assert files(open_run(tmp_path / "run")) == {"checkpoint.safetensors": checkpoints[-1]}
+    assert stage_files(open_run(tmp_path / "run")) == {"checkpoint.safetensors": checkpoints[-1]}
 
 
 def test_weights_that_are_not_finite_are_never_saved(train_tiny, tmp_path, monkeypatch):
@@ -78,5 +78,5 @@ def test_weights_that_are_not_finite_are_never_saved(train_tiny, tmp_path, monke
     monkeypatch.setattr(session, "train_stage", keep)
     with pytest.raises(DivergedError, match=r"critics/clip\.hidden\.weight is not finite after step 2"):
         train_tiny(tmp_path / "run", listen=listen, iterations=4, checkpoint_every=1)
-    assert files(open_run(tmp_path / "run")) == {"checkpoint.safetensors": checkpoints[-1]}
+    assert stage_files(open_run(tmp_path / "run")) == {"checkpoint.safetensors": checkpoints[-1]}
     assert len(checkpoints) == 1

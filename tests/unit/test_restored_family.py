@@ -1,4 +1,4 @@
-"""A family is lent to a run and comes back as it was; tensors made in inference mode can be trained too."""
+"""Training changes a family in place and always restores it; tensors made in inference mode can be trained."""
 
 import json
 
@@ -21,28 +21,15 @@ from echodistill_core.training.run import open_run
 SOURCES = ModelSources(family="tiny")
 
 
-def contents(family):
-    return {
-        f"{name}/{key}": tensor.clone()
-        for name, network in family.networks().items()
-        for key, tensor in network.state_dict().items()
-    }
-
-
-def assert_equal(before, after):
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        assert tensor.dtype == after[name].dtype, name
-        assert torch.equal(tensor, after[name]), name
-
-
 @pytest.mark.parametrize("trainable", ["kv+token", "lora", "full+token"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_gives_the_family_back_bit_for_bit(tmp_path, tiny_family, train_tiny, trainable, precision):
+def test_a_run_restores_the_family_bit_for_bit(
+    tmp_path, tiny_family, train_tiny, snapshot, changed, trainable, precision
+):
     family = tiny_family()
-    before = contents(family)
+    before = snapshot(family)
     train_tiny(tmp_path / "run", family, trainable=trainable, precision=precision, memory_mode="low")
-    assert_equal(before, contents(family))
+    assert changed(before, snapshot(family)) == set()
     assert family.text.placeholders == {}
     assert not family.student.unet.is_gradient_checkpointing
     assert not any(p.requires_grad for network in family.networks().values() for p in network.parameters())
@@ -59,9 +46,9 @@ def test_two_runs_on_one_family_equal_two_runs_on_two(tmp_path, tiny_family, tra
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_failure_inside_gives_the_family_back_too(tmp_path, tiny_family, train_tiny, step):
+def test_a_run_that_fails_restores_the_family(tmp_path, tiny_family, train_tiny, snapshot, changed, step):
     family = tiny_family()
-    before = contents(family)
+    before = snapshot(family)
 
     def fail(event):
         if isinstance(event, StepDone) and event.step == step:
@@ -69,13 +56,15 @@ def test_a_failure_inside_gives_the_family_back_too(tmp_path, tiny_family, train
 
     with pytest.raises(RuntimeError, match="broken listener"):
         train_tiny(tmp_path / "run", family, listen=fail, trainable="lora+token", iterations=3)
-    assert_equal(before, contents(family))
+    assert changed(before, snapshot(family)) == set()
     assert family.text.placeholders == {}
 
 
-def test_a_state_that_cannot_be_made_leaves_the_family_alone(tmp_path, tiny_family, train_tiny, monkeypatch):
+def test_a_state_that_cannot_be_made_leaves_the_family_unchanged(
+    tmp_path, tiny_family, train_tiny, snapshot, changed, monkeypatch
+):
     family = tiny_family()
-    before = contents(family)
+    before = snapshot(family)
 
     def fail(_):
         raise MemoryError("not enough memory for optimisers")
@@ -83,7 +72,7 @@ def test_a_state_that_cannot_be_made_leaves_the_family_alone(tmp_path, tiny_fami
     monkeypatch.setattr(build, "new_optimizers", fail)
     with pytest.raises(OutOfMemoryError, match="not enough memory for optimisers"):
         train_tiny(tmp_path / "run", family, trainable="lora")
-    assert_equal(before, contents(family))
+    assert changed(before, snapshot(family)) == set()
 
 
 @pytest.mark.parametrize("loaded_inside", [False, True])
