@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -43,28 +44,22 @@ from echodistill_core.training import session
 from echodistill_core.training.batches import TrainingImages
 from echodistill_core.training.build import needed_backbones, new_state
 
-# Modules whose tests need no model: `pytest -m fast tests/unit` takes well under a minute on two cores.
-FAST = {
-    *("adversarial", "alignment", "cli_download", "cli_environment", "cli_flags", "color", "color_profiles"),
-    *(
-        "contents",
-        "decoding",
-        "diffusion",
-        "eventlog",
-        "files",
-        "finding",
-        "foreign",
-        "jpeg_damage",
-        "metrics",
-        "ms_swd",
-    ),
-    *("photographs", "pictures", "png_text", "project_files", "registry", "report", "settings", "statistics"),
-    *("tensorfile", "tensorfile_foreign", "tensorheader", "weightfiles", "world"),
-}
+# Modules whose tests need no model: `pytest -m fast tests/unit` takes under a minute on two cores.
+FAST = (
+    "adversarial", "cli_download", "cli_environment", "cli_flags", "color", "color_profiles", "compute",
+    "contents", "decoding", "demo_page", "demo_task", "diffusion", "eventlog", "extending_evaluation", "files",
+    "finding", "foreign", "jpeg_damage", "loss_schedule", "metrics", "ms_swd", "objectives", "old_logs", "photographs",
+    "pictures", "png_text", "project_files", "registry", "report", "run_pictures", "settings", "sheets", "statistics",
+    "tensorfile", "tensorfile_foreign", "tensorheader", "weightfiles", "world",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
     """Mark the tests of the modules in FAST as `fast`, except those that are `slow`."""
+    here = Path(__file__).parent
+    unknown = set(FAST) - {path.stem.removeprefix("test_") for path in here.rglob("test_*.py")}
+    if unknown:
+        raise pytest.UsageError(f"{__file__}: FAST names {sorted(unknown)}, but no such test_*.py is in {here}.")
     for item in items:
         if item.path.stem.removeprefix("test_") in FAST and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.fast)
