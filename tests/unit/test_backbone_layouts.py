@@ -290,9 +290,7 @@ def test_a_folder_of_open_clips_says_which_activation_it_was_trained_with(tmp_pa
     saved({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4)}, openai / "model.safetensors")
     assert error_of(load_backbone("clip-vit-b-32", openai)(x, normalise=False), model.encode_image(x)) < 1e-4
     laion = folder_of(tmp_path / "laion", model, {})
-    with pytest.raises(
-        InputError, match=r"open_clip_config\.json has the activation gelu, expected quick_gelu of OpenAI"
-    ):
+    with pytest.raises(InputError, match=r"open_clip_config\.json .*gelu, expected quick_gelu"):
         load_backbone("clip-vit-b-32", laion)
 
 
@@ -339,7 +337,5 @@ def test_missing_and_misshapen_tensors_of_open_clips_layout_are_refused(tmp_path
     whole = open_clip_model("clip-vit-b-32").state_dict()
     names = [n for n in whole if broken in n]
     for tensors in ({n: t for n, t in whole.items() if n not in names}, whole | dict.fromkeys(names, torch.zeros(2))):
-        with pytest.raises(
-            InputError, match=r"missing or of another shape|width of the image embedding . instead of 512"
-        ):
+        with pytest.raises(InputError, match=r"missing|width of the image embedding . instead of 512"):
             load_backbone("clip-vit-b-32", saved(tensors, tmp_path / "broken.safetensors"))

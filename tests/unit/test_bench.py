@@ -128,7 +128,7 @@ def test_a_report_of_what_is_there_runs_nothing_and_names_who_measured(tmp_path,
 
 
 def test_there_is_no_report_on_a_folder_without_a_bench(tmp_path):
-    with pytest.raises(InputError, match=r"holds no bench to report on \(no suite\.json\); check --out"):
+    with pytest.raises(InputError, match=r"no suite\.json.*--out"):
         suites.bench(tmp_path / "new", LITTLE, workers=0, command="echodistill bench --report", log=pytest.fail)
     assert not (tmp_path / "new").exists()
 
@@ -196,7 +196,7 @@ def test_a_folder_of_another_suite_is_refused(tmp_path):
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "report.md").write_text("mine")
-    with pytest.raises(InputError, match=r"no folder of a bench: it has no suite\.json, but report\.md; choose a new"):
+    with pytest.raises(InputError, match=r"no suite\.json, but report\.md"):
         suites.bench(tmp_path, LITTLE, workers=1, command="echodistill bench", log=lambda line: None)
     assert [p.name for p in tmp_path.iterdir()] == ["report.md"]
 
@@ -230,7 +230,7 @@ def test_a_folder_of_other_weights_is_refused(tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text("{}")
     monkeypatch.setattr(suites, "FOLDER", tmp_path / "other")
-    with pytest.raises(InputError, match=r"holds results of another suite: weights is"):
+    with pytest.raises(InputError, match="another suite: weights is"):
         suites._check_record(tmp_path, LITTLE)
 
 
@@ -241,7 +241,7 @@ def test_a_folder_of_other_recommended_settings_is_refused(tmp_path, monkeypatch
     suites._check_record(tmp_path, replace(LITTLE, trainings=("echodistill", "tuned")))
     monkeypatch.setitem(PRESETS, "tuned", {"student_lr": 8e-7})
     suites._check_record(tmp_path, LITTLE)
-    with pytest.raises(InputError, match=r"another suite: training tuned is .*7e-07.* there and .*8e-07.* now"):
+    with pytest.raises(InputError, match=r"training tuned is .*7e-07.* there and .*8e-07.* now"):
         suites._check_record(tmp_path, replace(LITTLE, trainings=("tuned",)))
     older = json.loads((tmp_path / "suite.json").read_text())
     del older["training echodistill"]["lr_decay"]
@@ -249,7 +249,7 @@ def test_a_folder_of_other_recommended_settings_is_refused(tmp_path, monkeypatch
     (tmp_path / "suite.json").write_text(json.dumps(older))
     suites._check_record(tmp_path, LITTLE)
     monkeypatch.setitem(PRESETS, "tuned", {"student_lr": 7e-7, "image_every": 3})
-    with pytest.raises(InputError, match=r"another suite: training tuned is .*'image_every': 3.* now"):
+    with pytest.raises(InputError, match=r"training tuned is .*'image_every': 3.* now"):
         suites._check_record(tmp_path, replace(LITTLE, trainings=("tuned",)))
 
 
@@ -260,11 +260,11 @@ def test_results_that_cannot_be_read_are_named_with_the_remedy(tmp_path, monkeyp
         bench._result(tmp_path, cell).write_text("[]")
     broken = bench._result(tmp_path, bench.cells_of(LITTLE)[-1])
     broken.write_text("[{")
-    with pytest.raises(InputError, match=r"cannot be read .* remove it and run the bench again") as error:
+    with pytest.raises(InputError, match=r"cannot be read .* remove it") as error:
         bench.run_cells(tmp_path, LITTLE, 1, lambda line: None)
     assert str(broken) in str(error.value)
     (tmp_path / "suite.json").write_text("{")
-    with pytest.raises(InputError, match=r"suite\.json cannot be read .* choose another --out"):
+    with pytest.raises(InputError, match=r"suite\.json cannot be read .*--out"):
         suites._check_record(tmp_path, LITTLE)
 
 
@@ -273,7 +273,7 @@ def test_choosing_trainings_concepts_and_seeds():
     assert suite.trainings == ("lora",)
     assert suite.seeds == (0, 1)
     assert suite.concepts == tuple(c.name for c in DEVELOPMENT)
-    with pytest.raises(InputError, match=r"expected one of echodistill, .* did you mean lora"):
+    with pytest.raises(InputError, match=r"expected one of .* did you mean lora"):
         suites.select(suites.MINIATURE, trainings=["lore"], seeds=0, development=False)
 
 

@@ -43,7 +43,7 @@ def finished(train_tiny, tmp_path_factory):
 def test_the_same_training_restores_a_damaged_record(finished, tmp_path, train_tiny, damage):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "run.json").write_bytes(damage)
-    with pytest.raises(DamagedRunError, match=r"sample --adapter .*student.safetensors.*the train command"):
+    with pytest.raises(DamagedRunError, match=r"--adapter .*student\.safetensors"):
         open_run(run)
     with pytest.warns(UserWarning, match="written anew"):
         train_tiny(run, iterations=2)
@@ -114,7 +114,7 @@ def test_an_echo_whose_record_was_lost_goes_on_with_its_own_settings_only(finish
     (run.folder / "run.json").write_bytes(b"")
     with pytest.warns(UserWarning, match="written anew"):
         run = train_tiny(run.folder, iterations=2)
-    with pytest.raises(InputError, match="was begun with other settings, which its record does not hold any more"):
+    with pytest.raises(InputError, match="was begun with other settings"):
         session.echo(run, tiny_family(), EchoSettings(iterations=1, pool_size=3), lambda _: None)
     again = session.echo(run, tiny_family(), settings, lambda _: None)
     assert again.is_finished("echo")

@@ -53,7 +53,7 @@ def test_a_file_that_states_its_prediction_is_believed(write, metadata, marks, e
     # The tiny architecture is taken for epsilon where nothing is stated.
     assert len(family.warnings) == (1 if expected == "v_prediction" else 0)
     if expected == "v_prediction":
-        assert "look like those of a model that predicts epsilon" in family.warnings[0]
+        assert "predicts epsilon" in family.warnings[0]
         assert str(write()) in family.warnings[0]
 
 
@@ -79,10 +79,10 @@ def test_what_the_user_says_wins_and_a_contradiction_is_said(write, tmp_path):
     assert family.student.schedule.prediction_type == "epsilon"
     assert family.teacher.schedule.prediction_type == "v_prediction"
     (warning,) = family.warnings
-    assert "predicts v_prediction (modelspec.prediction_type), but epsilon was asked for" in warning
+    assert "v_prediction (modelspec.prediction_type), but epsilon" in warning
     folder = write_folder(tmp_path / "folder", checkpoint_parts(), {"prediction_type": "v_prediction"})
     (warning,) = load_family(folder, student_prediction="sample").warnings
-    assert "scheduler_config.json), but sample was asked for" in warning
+    assert "scheduler_config.json), but sample" in warning
     assert load_family(folder, student_prediction="v_prediction").warnings == []
     assert load_family(write(), student_prediction="v_prediction").warnings == []  # nothing is stated
 
@@ -109,7 +109,7 @@ def test_zero_terminal_snr_with_v_rescales_the_schedule_as_diffusers_does(write)
 def test_zero_terminal_snr_with_epsilon_is_refused(write):
     for metadata in ({}, EPSILON):
         message = refused(write(metadata, ztsnr=EMPTY))
-        assert "alphas_cumprod is 0 at the last timestep" in message
+        assert "alphas_cumprod is 0" in message
     assert load_family(write(ztsnr=EMPTY), student_prediction="v_prediction").student.schedule.alphas_cumprod[-1] == 0
 
 

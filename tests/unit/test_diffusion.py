@@ -70,7 +70,7 @@ def test_last_timestep_has_the_known_signal():
 
 
 def test_unknown_prediction_type_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match=r"'flow'.*epsilon, v_prediction, sample"):
+    with pytest.raises(InputError, match=r"'flow'.*v_prediction"):
         schedule("flow")
 
 

@@ -163,7 +163,7 @@ def everything(folder):
 def test_prompts_without_the_placeholder_are_refused_before_anything(copy_of, tiny_family, monkeypatch):
     before = everything(copy_of.folder)
     monkeypatch.setattr(session, "load_backbones", lambda *args: pytest.fail("something was loaded"))
-    with pytest.raises(InputError, match="'a dog' does not contain the placeholder <new1>"):
+    with pytest.raises(InputError, match=r"'a dog'.*placeholder <new1>"):
         session.echo(copy_of, tiny_family(), EchoSettings(prompts="a <new1> dog | a dog", pool_size=1), silent)
     assert everything(copy_of.folder) == before
 
@@ -188,11 +188,11 @@ def test_an_echo_of_an_unfinished_run_is_refused(train_tiny, tiny_family, tmp_pa
 def test_an_echo_with_other_models_is_refused(copy_of, tiny_family):
     before, family = everything(copy_of.folder), tiny_family()
     other = replace(family, teacher=replace(family.teacher, fingerprint="0" * 16))
-    with pytest.raises(InputError, match=r"was trained on other models: teacher is .* there and '0{16}"):
+    with pytest.raises(InputError, match=r"teacher is .* there and '0{16}"):
         session.echo(copy_of, other, EchoSettings(), silent)
     schedule = replace(family.student.schedule, prediction_type="v_prediction")
     other = replace(family, student=replace(family.student, schedule=schedule))
-    with pytest.raises(InputError, match=r"was trained on other models: student is"):
+    with pytest.raises(InputError, match=r"student is"):
         session.echo(copy_of, other, EchoSettings(), silent)
     assert everything(copy_of.folder) == before
 
@@ -200,14 +200,14 @@ def test_an_echo_with_other_models_is_refused(copy_of, tiny_family):
 def test_an_echo_with_other_settings_is_refused(copy_of, tiny_family):
     session.echo(copy_of, tiny_family(), EchoSettings(iterations=1, pool_size=1), silent)
     before = everything(copy_of.folder)
-    with pytest.raises(InputError, match="other settings: pool_size is 1 there and 2 here"):
+    with pytest.raises(InputError, match="pool_size is 1 there and 2 here"):
         session.echo(copy_of, tiny_family(), EchoSettings(iterations=1, pool_size=2), silent)
     assert everything(copy_of.folder) == before
 
 
 def test_an_echo_without_the_checkpoint_is_refused(copy_of, tiny_family):
     copy_of.path("distil", "checkpoint.safetensors").unlink()
-    with pytest.raises(InputError, match=r"checkpoint\.safetensors is missing, so nothing can carry on"):
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors is missing"):
         session.echo(copy_of, tiny_family(), EchoSettings(pool_size=1), silent)
 
 

@@ -148,7 +148,7 @@ def test_a_file_of_another_shape_is_refused_by_its_path(tmp_path, backbone_folde
     tensors = {n: t.clone() for n, t in model.state_dict().items()}
     tensors["embeddings.register_tokens"] = torch.zeros(1, 2, 32)
     write_tensors(folder / "dinov2-registers" / "model.safetensors", tensors, {})
-    with pytest.raises(InputError, match=r"dinov2-registers is no DINO v2 with registers: .*register_tokens"):
+    with pytest.raises(InputError, match=r"dinov2-registers is no .*register_tokens"):
         load_backbones({"critic": "dinov2-registers"}, str(folder))
 
 
@@ -163,7 +163,7 @@ def test_a_family_without_the_backbone_says_which_it_has(tmp_path, source, regis
     import_file(tmp_path / "registers.py", BACKBONE)
     if registry is not None:
         registry.unregister("dinov2-registers")
-    with pytest.raises(InputError, match=f"{source} family has no backbone 'dinov2-registers'"):
+    with pytest.raises(InputError, match="no backbone 'dinov2-registers'"):
         load_backbones({"critic": "dinov2-registers"}, source)
 
 

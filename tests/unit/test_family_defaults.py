@@ -55,9 +55,9 @@ def test_explicit_wins_over_the_preset_over_the_family_over_the_default():
 
 
 def test_a_recommendation_is_checked_like_any_value():
-    with pytest.raises(InputError, match="there is no setting 'studnet_lr'; did you mean student_lr"):
+    with pytest.raises(InputError, match="'studnet_lr'; did you mean student_lr"):
         from_options(TrainSettings, {}, {"studnet_lr": 1.0})
-    with pytest.raises(InputError, match=r"setting student_lr is 2\.0; expected 0\.0 to 1\.0"):
+    with pytest.raises(InputError, match=r"setting student_lr is 2\.0"):
         from_options(TrainSettings, {}, {"student_lr": 2.0})
 
 

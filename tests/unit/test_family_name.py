@@ -31,7 +31,7 @@ def test_architecture_and_prediction_name_the_family(architecture, teacher_predi
 
 
 def test_the_custom_family_asks_for_its_models():
-    with pytest.raises(InputError, match=r"no models of its own; name .* --student and --teacher"):
+    with pytest.raises(InputError, match=r"--student and --teacher"):
         open_family(ModelSources(family="custom"))
 
 
@@ -45,7 +45,7 @@ def test_an_adapter_of_models_without_a_name_asks_for_them(tmp_path, train_tiny,
     write_adapter(tmp_path / "mine.safetensors", adapter, TINY)
     command = ["sample", "--adapter", str(tmp_path / "mine.safetensors"), "--prompt", "a <new1> dog"]
     assert main([*command, "--out", str(tmp_path / "dog.png")]) == 2
-    assert "name those that the run or adapter was trained on" in capsys.readouterr().err
+    assert "that the run or adapter was trained on" in capsys.readouterr().err
 
 
 def test_the_custom_family_takes_no_teacher_that_nobody_named(tmp_path):
@@ -56,5 +56,5 @@ def test_the_custom_family_takes_no_teacher_that_nobody_named(tmp_path):
     family = open_family(sources, with_teacher=False)
     assert family.teacher is None
     assert torch.equal(family.text.table, parts["text_encoder"]["embeddings.token_embedding.weight"])
-    with pytest.raises(InputError, match=r"no teacher of its own; name one with --teacher"):
+    with pytest.raises(InputError, match=r"no teacher .*--teacher"):
         open_family(sources)

@@ -120,7 +120,7 @@ def test_links_that_lead_nowhere_say_so(tmp_path):
         ):
             with pytest.raises(InputError, match=rf"{name} .*it {reason}"):
                 call(source)
-    with pytest.raises(InputError, match=r"a\.jpg \(it is a link to.*b\.jpg \(it is a link that.*c\.jpg \("):
+    with pytest.raises(InputError, match=r"a\.jpg \(.*b\.jpg \(.*c\.jpg \("):
         find_photographs(tmp_path)
     Image.fromarray(ramp()).save(tmp_path / "gone.jpg")
     assert load_photograph(tmp_path / "a.jpg").image.size == (96, 80)
@@ -220,7 +220,7 @@ def test_copies_of_a_file_are_noted_and_used(tmp_path):
     Image.fromarray(noise(80, 96, 3)).save(tmp_path / "2.png")
     for copy in ("3.png", "4.png"):
         (tmp_path / copy).write_bytes((tmp_path / "1.png").read_bytes())
-    with pytest.warns(UserWarning, match=r"3\.png, 4\.png \(the same bytes as 1\.png\)") as caught:
+    with pytest.warns(UserWarning, match=r"3\.png, 4\.png \(.* 1\.png\)") as caught:
         assert len(load_photographs(tmp_path)) == 4
     assert len(caught) == 1
     assert "2.png" not in str(caught[0].message)

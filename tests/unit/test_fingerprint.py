@@ -121,7 +121,7 @@ def test_an_adapter_for_a_model_whose_other_layers_differ_says_so(tmp_path, trai
     other = merged(tiny_family, "student", "mid_block.resnets.0.conv1.weight")
     assert unet_fingerprint(other.loaded["student"]) == other.student.fingerprint
     with (
-        pytest.warns(UserWarning, match=r"other weights in 1 of \d+ blocks \(mid_block\)"),
+        pytest.warns(UserWarning, match=r"1 of \d+ blocks \(mid_block\)"),
         personalised(other, [adapter]),
     ):
         pass
@@ -154,7 +154,7 @@ def test_a_run_does_not_go_on_with_other_backbones(tmp_path, train_tiny, monkeyp
         return backbones
 
     monkeypatch.setattr(session, "load_backbones", others)
-    with pytest.raises(InputError, match=r"was begun with other files of the backbones dino; give it back its own"):
+    with pytest.raises(InputError, match=r"other files of the backbones dino"):
         train_tiny(tmp_path / "run", iterations=2)
     monkeypatch.undo()
     assert train_tiny(tmp_path / "run", iterations=2).is_finished("distil")
@@ -183,7 +183,7 @@ def test_an_adapter_that_is_used_on_another_base_as_allowed_is_noted(tmp_path, t
     other = tiny_family()
     other.student.fingerprint = "0" * 16
     with (
-        pytest.warns(UserWarning, match=r"trained on another base model .* as you allowed"),
+        pytest.warns(UserWarning, match=r"another base model .* allowed"),
         personalised(other, [adapter], any_base=True),
     ):
         pass

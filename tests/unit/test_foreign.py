@@ -15,5 +15,5 @@ def test_its_own_toys_are_no_foreigners(concept):
 @pytest.mark.parametrize(("size", "noun"), [((640, 480), "mug"), ((64, 64), "dog"), ((640, 480), "dog")])
 def test_photographs_of_real_things_are(size, noun):
     found = foreign_to_the_miniature([Photograph("a.jpg", Image.new("RGB", size))], noun)
-    assert "eight toys only (ball, star, heart, mug, fish, mushroom, house, cat)" in found
+    assert "(ball, star, heart, mug, fish, mushroom, house, cat)" in found
     assert "SD-Turbo" in found

@@ -61,7 +61,7 @@ def test_overwritten_and_missing_bytes_are_damage(tmp_path, kind, options):
     if kind in ("zeros", "missing"):  # the others may leave a marker that libjpeg refuses by itself
         assert is_taken_by_pillow(broken)
     (tmp_path / "a.jpg").write_bytes(broken)
-    with pytest.raises(InputError, match=r"a\.jpg could not be read: it is damaged"):
+    with pytest.raises(InputError, match=r"a\.jpg .* is damaged"):
         load_photograph(tmp_path / "a.jpg")
 
 

@@ -294,7 +294,7 @@ def test_levels_that_fit(size, levels, patch, expected):
 
 
 def test_an_image_smaller_than_a_patch_is_refused():
-    with pytest.raises(InputError, match="32 x 10 pixels; expected at least 11 x 11"):
+    with pytest.raises(InputError, match="32 x 10 pixels"):
         levels_that_fit(10, 32, 5, 11)
     with pytest.raises(InputError, match="swd_weight"):
         ms_swd(images(1, 3, 8, 8), images(1, 3, 8, 8), rng())

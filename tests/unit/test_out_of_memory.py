@@ -29,7 +29,7 @@ def test_a_run_that_ran_out_of_memory_says_what_fits_and_goes_on_with_it(tmp_pat
 
     monkeypatch.setattr(steps, "student_step", run_out)
     common = {"iterations": 4, "checkpoint_every": 2, "batch_size": 2}
-    with pytest.raises(OutOfMemoryError, match="goes on from its last checkpoint, with memory_mode low") as caught:
+    with pytest.raises(OutOfMemoryError, match="memory_mode low") as caught:
         train_tiny(tmp_path / "run", **common)
     # ComfyUI frees its models when it sees torch's, and the command line prints ours.
     assert isinstance(caught.value, torch.OutOfMemoryError)
@@ -55,14 +55,11 @@ def test_other_errors_pass_unchanged(tmp_path, train_tiny, monkeypatch):
 
 def test_advice_names_only_what_is_not_set_yet():
     plenty = advice(TrainSettings())
-    fits = "memory_mode low (about 6 GB for Stable Diffusion at 512 pixels in bf16, in place of 15)"
-    for part in (fits, "precision bf16", "dinov2-small", "batch_size 1"):
+    for part in ("memory_mode low (about 6 GB", "precision bf16", "dinov2-small", "batch_size 1"):
         assert part in plenty
     least = advice(TrainSettings(memory_mode="low", precision="bf16", dinov2_backbone="dinov2-small", batch_size=1))
-    assert least == (
-        "the same run goes on from its last checkpoint, with other programs closed; another run takes less with "
-        "a smaller resolution."
-    )
+    assert "smaller resolution" in least
+    assert not any(part in least for part in ("memory_mode", "precision", "dinov2", "batch_size"))
 
 
 def test_activations_grow_with_images_and_area_unless_memory_is_low():

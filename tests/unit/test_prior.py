@@ -110,7 +110,7 @@ def test_class_images_that_were_changed_stop_the_run(train_tiny, tmp_path):
         train_tiny(tmp_path / "run", listen=stop_at(StepDone), **overrides)
     folder = tmp_path / "run" / "prior" / "student"
     (folder / "000.png").write_bytes((folder / "001.png").read_bytes())
-    with pytest.raises(InputError, match="student was changed since it was made; remove the folder"):
+    with pytest.raises(InputError, match="student was changed"):
         train_tiny(tmp_path / "run", **overrides)
 
 
@@ -210,5 +210,5 @@ def test_a_run_from_before_there_was_the_setting_stays_what_it_was(train_tiny, t
     assert open_run(folder).settings.prior_weight == 0.0
     assert open_run(folder).settings.critic_canvas is True
     assert train_tiny(folder, iterations=1, **ONLY_STUDENT).fingerprint("distil") == record["fingerprint"]
-    with pytest.raises(InputError, match=r"another run: prior_weight is 0\.0 there and 0\.5 here;"):
+    with pytest.raises(InputError, match=r"prior_weight is 0\.0 there and 0\.5 here"):
         train_tiny(folder, iterations=1, prior_weight=0.5, **ONLY_STUDENT)

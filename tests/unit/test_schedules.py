@@ -26,13 +26,13 @@ def configure(folder, **changes):
 
 BETAS = torch.linspace(1e-4, 2e-2, 1000).tolist()
 REFUSED = {
-    "zero terminal SNR with epsilon": ({"rescale_betas_zero_snr": True}, "alphas_cumprod is 0 at the last timestep"),
+    "zero terminal SNR with epsilon": ({"rescale_betas_zero_snr": True}, "alphas_cumprod is 0"),
     "unknown prediction": ({"prediction_type": "flow_prediction"}, "'flow_prediction' is unknown"),
     "prediction that is no word": ({"prediction_type": ["epsilon"]}, "is unknown"),
     "unknown betas": ({"beta_schedule": "cosine"}, "beta_schedule 'cosine' is unknown"),
     "fewer timesteps": ({"num_train_timesteps": 500}, "num_train_timesteps is 500; expected 1000"),
     "flow matching": ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "another noise process"),
-    "EDM": ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler is a scheduler of another noise process"),
+    "EDM": ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
     "no timesteps": ({"num_train_timesteps": "many"}, "num_train_timesteps is 'many'"),
     "fewer betas": ({"trained_betas": BETAS[:10]}, "has 10 timesteps"),
     "NaN among betas": ({"trained_betas": [*BETAS[:-1], float("nan")]}, "runs from 0.9999 to nan"),

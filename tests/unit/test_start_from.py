@@ -176,7 +176,7 @@ def test_the_content_of_a_start_is_part_of_the_runs_identity(train_from, train_t
     train_from(tmp_path / "run", {"teacher": elsewhere}, **TEACHER_FIRST)
     assert tree(run.folder) == before
     other = train_tiny(tmp_path / "other", seed=4, **TEACHER_ALONE).path("distil", "teacher.safetensors")
-    with pytest.raises(InputError, match=r"holds another run: start_teacher is '\w{16}' there and '\w{16}' here"):
+    with pytest.raises(InputError, match=r"start_teacher is '\w{16}' there and '\w{16}' here"):
         train_from(tmp_path / "run", {"teacher": other}, **TEACHER_FIRST)
     with pytest.raises(InputError, match=r"start_teacher is '\w{16}' there and None here"):
         train_from(tmp_path / "run", None, **TEACHER_FIRST)
@@ -232,12 +232,12 @@ def test_info_lists_what_a_run_began_from(taught, train_from, teacher_file, tmp_
 @pytest.mark.parametrize(
     ("role", "overrides", "message"),
     [
-        ("student", {}, "belongs to the teacher, but the student is to use it"),
-        ("teacher", {"placeholder": "<new2>"}, "was trained with placeholder '<new1>', but this run has '<new2>'"),
-        ("teacher", {"class_noun": "cat"}, "was trained with class_noun 'dog', but this run has 'cat'"),
-        ("teacher", {"vectors": 2}, "has 1 token rows, but setting vectors is 2"),
+        ("student", {}, "belongs to the teacher"),
+        ("teacher", {"placeholder": "<new2>"}, "placeholder '<new1>', but this run has '<new2>'"),
+        ("teacher", {"class_noun": "cat"}, "class_noun 'dog', but this run has 'cat'"),
+        ("teacher", {"vectors": 2}, "1 token rows, but setting vectors is 2"),
         ("teacher", {"teacher_weight": 1.0, "trainable": "token"}, "does not learn with trainable token"),
-        ("teacher", {"teacher_weight": 1.0, "trainable": "lora"}, "a full difference for .* low-rank updates of rank"),
+        ("teacher", {"teacher_weight": 1.0, "trainable": "lora"}, "full difference for .* low-rank"),
         ("teacher", {"trainable": "token"}, "nothing would learn with trainable token"),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_start_that_does_not_fit_is_refused(
 def test_a_start_on_another_base_is_refused(train_from, tiny_family, teacher_file, tmp_path):
     family = tiny_family()
     other = tiny_family(teacher=replace(family.teacher, fingerprint="0" * 16))
-    with pytest.raises(InputError, match=r"trained on another base model .* begin from an adapter of these models"):
+    with pytest.raises(InputError, match=r"another base model"):
         train_from(tmp_path / "run", {"teacher": teacher_file}, other, **TEACHER_FIRST)
     alone = {"teacher_weight": 0.0, "alignment_weight": 0.0}  # which need no teacher but for its token
     with pytest.raises(InputError, match="need a teacher and none was given"):
@@ -264,7 +264,7 @@ def test_a_start_on_another_base_is_refused(train_from, tiny_family, teacher_fil
 def test_low_rank_updates_of_another_rank_are_refused(train_tiny, train_from, tmp_path):
     low = {"trainable": "lora", "alignment_weight": 0.0, "adversarial_weight": 0.0, "iterations": 1}
     run = train_tiny(tmp_path / "low", lora_rank=2, **low)
-    with pytest.raises(InputError, match=r"holds updates of rank 2 for .* low-rank updates of rank 3"):
+    with pytest.raises(InputError, match=r"rank 2 for .* rank 3"):
         train_from(tmp_path / "run", start_files([run.folder]), lora_rank=3, **low)
     assert not (tmp_path / "run").exists()
 
@@ -272,7 +272,7 @@ def test_low_rank_updates_of_another_rank_are_refused(train_tiny, train_from, tm
 def test_two_tokens_cannot_become_one(train_tiny, train_from, tmp_path):
     own = {"share_text_encoder": False, "identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
     start = start_files([train_tiny(tmp_path / "own", **own).folder])
-    with pytest.raises(InputError, match="hold different tokens, but the run is to share one"):
+    with pytest.raises(InputError, match="different tokens"):
         train_from(tmp_path / "run", start, **{**own, "share_text_encoder": True})
     state = train_from(tmp_path / "run", start, iterations=1, **own)
     assert state.is_finished("distil")
@@ -283,7 +283,7 @@ def test_files_are_found_by_run_and_role(taught, teacher_file, tmp_path):
     assert start_files([]) == {}
     student = taught.path("distil", "student.safetensors")
     assert start_files([student, teacher_file]) == {"teacher": teacher_file, "student": student}
-    with pytest.raises(InputError, match=r"both .*teacher\.safetensors and .*teacher\.safetensors are for the teacher"):
+    with pytest.raises(InputError, match=r"both .*teacher\.safetensors and .*teacher\.safetensors"):
         start_files([taught.folder, teacher_file])
     with pytest.raises(InputError, match="does not exist"):
         start_files([tmp_path / "nothing"])
@@ -357,7 +357,7 @@ def test_pools_that_are_not_ours_are_left_alone(taught, tiny_family, photographs
 
 def test_a_run_without_a_teachers_adapter_makes_no_pool(train_from, tiny_family, teacher_file, tmp_path):
     run = train_from(tmp_path / "run", {"teacher": teacher_file}, iterations=1, **TEACHER_FIRST)
-    with pytest.raises(InputError, match=r"has no distil/teacher\.safetensors; expected a finished run whose teacher"):
+    with pytest.raises(InputError, match=r"has no distil/teacher\.safetensors"):
         teacher_pool(run, tiny_family(), tmp_path / "pool", 1, silent)
 
 

@@ -147,7 +147,7 @@ def test_what_safetensors_refuses_on_reading_is_an_input_error(tmp_path, monkeyp
         raise SafetensorError("Dtype not understood: F32")
 
     monkeypatch.setattr("echodistill_core.tensorfile.safe_open", refuse)
-    with pytest.raises(InputError, match="cannot be read by safetensors: Dtype not understood"):
+    with pytest.raises(InputError, match="Dtype not understood"):
         read_tensors(path)
 
 
@@ -204,7 +204,7 @@ def test_a_full_disk_while_writing_tensors(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="free space and run the same command again"):
+    with pytest.raises(StorageError, match="free space"):
         write_tensors(path, {"a": torch.ones(3)}, {"k": "new"})
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before

@@ -63,9 +63,7 @@ def test_pickles_are_refused_and_never_opened(tmp_path, monkeypatch, kind, suffi
     else:
         torch.save({"a": Harmful()}, path, _use_new_zipfile_serialization=kind == "zip")
     for read in (read_header, read_tensors):
-        with pytest.raises(
-            InputError, match=r"is a pickle, which can run code when opened.*convert it to \.safetensors"
-        ):
+        with pytest.raises(InputError, match=r"is a pickle.*\.safetensors"):
             read(path)
     assert not (tmp_path / "harmed").exists()
 
@@ -114,8 +112,8 @@ def test_a_file_cut_at_any_byte_is_refused(tmp_path):
             with pytest.raises(InputError):
                 read(path)
     path.write_bytes(data[:-1])
-    with pytest.raises(InputError, match=f"truncated: found {len(data) - 1} bytes; expected {len(data)} bytes"):
+    with pytest.raises(InputError, match=f"truncated: .*{len(data) - 1} bytes.*{len(data)} bytes"):
         read_header(path)
     path.write_bytes(data + b"\0")
-    with pytest.raises(InputError, match=f"longer .* found {len(data) + 1} bytes; expected {len(data)} bytes"):
+    with pytest.raises(InputError, match=f"longer .*{len(data) + 1} bytes.*{len(data)} bytes"):
         read_header(path)

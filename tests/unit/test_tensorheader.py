@@ -133,7 +133,7 @@ def test_a_header_over_the_limit_is_refused_unread(tmp_path):
     path = raw_file(tmp_path / "a", b"{", b"", length=100_000_001)
     os.truncate(path, 200_000_000)
     tracemalloc.start()
-    with pytest.raises(InputError, match="100000001 bytes; expected at most 16777216"):
+    with pytest.raises(InputError, match=r"100000001 bytes.*16777216"):
         read_header(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -98,7 +98,8 @@ def test_given_parts_in_the_original_names(parts, tensors):
     assert load_family(given).warnings == []
     for part, called in (("unet", "UNet"), ("vae", "VAE"), ("text_encoder", "text encoder")):
         (warning,) = load_family({**given, part: {**given[part], "x.lora_A.weight": torch.ones(1)}}).warnings
-        assert warning.startswith(f"{called} of student: 1 tensors are not read by anything (x.lora_A.weight)")
+        assert warning.startswith(f"{called} of student: 1 tensors")
+        assert "(x.lora_A.weight)" in warning
 
 
 def test_folders(tmp_path, parts):
@@ -111,7 +112,7 @@ def test_folders(tmp_path, parts):
     assert "added.weight" in warning
     for part in ("unet", "vae"):
         folder = write_folder(tmp_path / part, {**parts, part: {**parts[part], "x.lora_A.weight": torch.ones(2)}})
-        assert "1 are superfluous (the first is x.lora_A.weight)" in refused(folder)
+        assert "(the first is x.lora_A.weight)" in refused(folder)
 
 
 def test_what_a_lora_holds_for_other_networks_is_named(tmp_path, parts):

@@ -59,7 +59,7 @@ def test_the_usual_files_come_before_other_variants(tmp_path):
 def test_several_variants_are_listed(tmp_path):
     write_tensors(tmp_path / "model.bf16.safetensors", A, {})
     write_shards(tmp_path, "model.non_ema", "model.non_ema.safetensors.index.json")
-    with pytest.raises(InputError, match=r"several variants \(model\.bf16, model\.non_ema\); expected one") as caught:
+    with pytest.raises(InputError, match=r"variants \(model\.bf16, model\.non_ema\)") as caught:
         weights_in(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -68,7 +68,7 @@ def test_missing_shards_are_named(tmp_path):
     write_shards(tmp_path, "model", "model.safetensors.index.json", (A, B, {"c": torch.ones(1)}))
     for gone in (1, 3):
         (tmp_path / f"model-{gone:05d}-of-00003.safetensors").unlink()
-    with pytest.raises(InputError, match=r"of the 3 shards .* 2 are missing") as caught:
+    with pytest.raises(InputError, match=r"3 shards .* 2 are missing") as caught:
         weights_in(tmp_path)
     assert "model-00001-of-00003.safetensors, model-00003-of-00003.safetensors" in str(caught.value)
 
@@ -76,7 +76,7 @@ def test_missing_shards_are_named(tmp_path):
 def test_a_folder_of_something_else_says_what_is_there(tmp_path):
     write_tensors(tmp_path / "pytorch_lora_weights.safetensors", A, {})
     write_tensors(tmp_path / "model-00001-of-00002.safetensors", A, {})
-    with pytest.raises(InputError, match=r"holds no \.safetensors weights; it holds .*pytorch_lora_weights"):
+    with pytest.raises(InputError, match=r"no \.safetensors weights.*pytorch_lora_weights"):
         weights_in(tmp_path)
 
 

@@ -180,7 +180,7 @@ def refuse(family, adapter, reason, **options):
 def test_another_checkpoint_is_refused_unless_allowed(family):
     facts = {**metadata(family), "base_fingerprint": "0123456789abcdef", "base_model": "sd_turbo.safetensors"}
     adapter = replace(make_adapter(family), metadata=facts, origin="mine.safetensors")
-    refuse(family, adapter, "trained on another base model (sd_turbo.safetensors, fingerprint 0123456789abcdef)")
+    refuse(family, adapter, "(sd_turbo.safetensors, fingerprint 0123456789abcdef)")
     expected = picture(family, [make_adapter(family)])
     with personalised(family, [adapter], any_base=True) as model:
         assert torch.equal(sample(model, [PLAIN], seed=5), expected)
@@ -202,16 +202,16 @@ def test_a_retrained_base_has_another_fingerprint(family, tiny_family):
     other = replace(
         other, student=replace(other.student, unet=changed, fingerprint=unet_fingerprint(changed.state_dict()))
     )
-    refuse(other, make_adapter(family), "trained on another base model")
+    refuse(other, make_adapter(family), "another base model")
 
 
 def test_another_text_width_is_refused_even_if_any_base_is_allowed(family):
     adapter = replace(make_adapter(family), token_embeddings=torch.zeros(1, 1024))
-    refuse(family, adapter, "token rows 1024 wide, but this model reads text 32 wide", any_base=True)
+    refuse(family, adapter, "1024 wide", any_base=True)
 
 
 def test_another_role_is_refused(family):
-    refuse(family, make_adapter(family), "belongs to the student, but the teacher is to use it", role="teacher")
+    refuse(family, make_adapter(family), "belongs to the student", role="teacher")
 
 
 def test_shapes_that_do_not_fit_are_refused(family):
@@ -223,7 +223,7 @@ def test_shapes_that_do_not_fit_are_refused(family):
 def test_weights_that_this_model_has_not_are_refused(family):
     adapter = make_adapter(family)
     adapter.deltas["input_blocks.8.1.transformer_blocks.0.attn2.to_k.weight"] = torch.zeros(64, 32)
-    refuse(family, adapter, "1 tensors without a place in this model, the first is input_blocks.8.1")
+    refuse(family, adapter, "input_blocks.8.1")
 
 
 def test_a_teacher_that_is_not_loaded_cannot_wear_an_adapter(tiny_family):

@@ -48,7 +48,7 @@ def over_our_limit(folder):
         (lambda folder: None, ["is empty"]),
         (no_images, ["none of them an image"]),
         (broken_files, ["not one photograph", "a.jpg (", "b.png (it is empty)"]),
-        (small_image, ["thumb.png is 63x200 pixels; expected at least 64"]),
+        (small_image, ["thumb.png is 63x200", "64"]),
         (bomb, ["bomb.png has", "expected at most 64,000,000"]),
         (over_our_limit, ["poster.png has 9000x9000", "expected at most 64,000,000"]),
     ],
@@ -64,7 +64,8 @@ def test_unreadable_photographs_beside_good_ones_are_named_and_left_out(photogra
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     assert main(train_command("photos", "RUN")) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("warning: photographs left out because they could not be used: broken.jpg (")
+    assert lines[0].startswith("warning: photographs left out")
+    assert "broken.jpg (" in lines[0]
     assert lines[1] == "dog: 3 photographs -> RUN"
 
 
@@ -127,7 +128,7 @@ def test_a_teacher_of_another_width(photographs, tmp_path, capsys, tiny_family):
 @pytest.mark.parametrize(
     ("flags", "reasons"),
     [
-        (["--placeholder", "dog"], ["'dog' is already a word of the vocabulary"]),
+        (["--placeholder", "dog"], ["'dog' is already a word"]),
         (["--placeholder", "two words"], ["'two words' cannot be a word"]),
         (["--placeholder", ""], ["placeholder '' cannot be a word"]),
         (["--class-noun", ""], ["class_noun is empty"]),
@@ -143,11 +144,11 @@ def test_a_teacher_of_another_width(photographs, tmp_path, capsys, tiny_family):
         (["--resolution", "32"], ["resolution is 32; expected 64 or more"]),
         (["--device", "cuda:77"], ["device 'cuda:77' cannot be used", "expected auto, cpu, cuda or mps"]),
         (["--device", "gpu"], ["device 'gpu' cannot be used"]),
-        (["--iteration", "5"], ["no setting --iteration; did you mean --iterations?"]),
-        (["--swd_weight", "5"], ["no setting --swd_weight; did you mean --swd-weight?"]),
+        (["--iteration", "5"], ["--iteration;", "did you mean --iterations?"]),
+        (["--swd_weight", "5"], ["--swd_weight", "did you mean --swd-weight?"]),
         (["--learning-rte=5"], ["no setting --learning-rte"]),
         (["--family", "sd-turbow"], ["--family", "'sd-turbow'"]),
-        (["--backbones", "nowhere"], ["backbones folder nowhere does not exist"]),
+        (["--backbones", "nowhere"], ["backbones folder nowhere"]),
     ],
 )
 def test_bad_settings(photographs, capsys, flags, reasons):
@@ -158,15 +159,15 @@ def test_models_that_were_never_downloaded(photographs, tmp_path, capsys, monkey
     monkeypatch.setattr("echodistill_core.models.open.cached_folder", lambda *a, **k: None)
     command = train_command(photographs, "RUN")
     command[command.index("tiny")] = "sd-turbo"
-    refused(capsys, command, "nothing is downloaded unasked; run: echodistill download sd-turbo-family")
+    refused(capsys, command, "echodistill download sd-turbo-family")
 
 
 def test_misspelt_names_are_suggested_before_anything_else_is_missed(capsys):
     refused(capsys, ["trian", "--photos", "x"], "no command 'trian'", "did you mean train?")
     refused(capsys, ["xyz"], "no command 'xyz'", "demo, train, echo, sample, info, export, bench, download")
-    refused(capsys, ["train", "--photo", "x"], "no setting --photo; did you mean --photos?")
-    refused(capsys, ["sample", "RUN", "--promt", "a dog"], "no setting --promt; did you mean --prompt?")
-    refused(capsys, ["echo", "RUN", "--pool-sise=3"], "no setting --pool-sise; did you mean --pool-size?")
+    refused(capsys, ["train", "--photo", "x"], "--photo;", "did you mean --photos?")
+    refused(capsys, ["sample", "RUN", "--promt", "a dog"], "--promt", "did you mean --prompt?")
+    refused(capsys, ["echo", "RUN", "--pool-sise=3"], "--pool-sise", "did you mean --pool-size?")
     refused(capsys, [], "required: command")
     refused(capsys, ["train"], "required: --photos")
     refused(capsys, ["info", "a", "b"], "unrecognized arguments: b")
@@ -178,7 +179,7 @@ def test_out_folders_that_are_taken(run_folder, photographs, tmp_path, capsys):
     other = train_command(
         photographs, run, "--placeholder", "<my-mug>", "--vectors", 2, "--seed", 1, noun="coffee mug", iterations=3
     )
-    refused(capsys, other, "holds another run: seed is 0 there and 1 here", out=run)
+    refused(capsys, other, "holds another run", "seed is 0 there and 1 here", out=run)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     refused(capsys, train_command(photographs, "mine"), "mine is not empty and holds no run", out="mine")
@@ -191,10 +192,10 @@ def test_out_folders_that_are_taken(run_folder, photographs, tmp_path, capsys):
 def test_runs_that_are_none_or_not_ready(run_folder, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     for command in (["echo", "folder"], ["info", "folder"], ["sample", "folder", "--prompt", "a dog"]):
-        refused(capsys, command, "folder is no run folder: it has no run.json")
+        refused(capsys, command, "folder is no run folder", "run.json")
     refused(capsys, ["echo", "nowhere"], "nowhere is no run folder")
     run = shutil.copytree(run_folder, tmp_path / "run")
-    refused(capsys, ["echo", run, "--iterations", 5], "other settings: iterations is 2 there and 5 here", out=run)
+    refused(capsys, ["echo", run, "--iterations", 5], "iterations is 2 there and 5 here", out=run)
     shutil.rmtree(run / "echo")
     refused(capsys, ["sample", run, "--stage", "echo", "--prompt", "x"], "has no echo/student.safetensors", out=run)
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))

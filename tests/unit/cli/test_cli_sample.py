@@ -79,7 +79,7 @@ def test_two_adapters_are_worn_together(run_folder, photographs):
 @pytest.mark.parametrize(
     ("flags", "reasons"),
     [
-        (["--out", "a.txt"], ["a.txt is not an image file; expected a name ending in .png"]),
+        (["--out", "a.txt"], ["a.txt is not an image file", ".png"]),
         (["--out", "a"], ["a is not an image file"]),
         (["--out", "nowhere/a.png"], ["nowhere does not exist"]),
         (["--batch", "0"], ["batch is 0; expected 1 or more"]),
@@ -95,7 +95,7 @@ def test_two_adapters_are_worn_together(run_folder, photographs):
         (["--adapter", "none.safetensors"], ["adapter none.safetensors does not exist"]),
         (["--device", "cuda:77"], ["device 'cuda:77' cannot be used"]),
         (["--stage", "second"], ["--stage", "'second'"]),
-        (["--prompt", "a coffee mug"], ["'a coffee mug' does not contain the placeholder <my-mug>"]),
+        (["--prompt", "a coffee mug"], ["'a coffee mug'", "placeholder <my-mug>"]),
     ],
 )
 def test_bad_input_of_sample(run_folder, capsys, flags, reasons):
@@ -111,7 +111,7 @@ def test_an_adapter_of_another_base_model(run_folder, tmp_path, capsys):
     command = sample_command(
         run_folder, "--out", "a.png", "--student", "other.safetensors", "--teacher", "other.safetensors"
     )
-    refused(capsys, command, "was trained on another base model (tiny student, fingerprint", "allow it with --any-base")
+    refused(capsys, command, "another base model (tiny student, fingerprint", "--any-base")
     assert not Path("a.png").exists()
     assert main([*command, "--any-base"]) == 0
     assert Path("a.png").is_file()

@@ -163,9 +163,9 @@ def test_a_demo_of_photographs_from_the_command_line(photographs, tmp_path, caps
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 1}, "holds another run: seed is 0 there and 1 here; "),
-        ({"concept": "halved-fish"}, "holds another run: class_noun is 'mug' there and 'fish' here, photographs is "),
-        ({"echo_iterations": 3}, "echoing stage of other settings: iterations is 2 there and 3 here"),
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"concept": "halved-fish"}, "class_noun is 'mug' there and 'fish' here, photographs is "),
+        ({"echo_iterations": 3}, "iterations is 2 there and 3 here"),
     ],
 )
 def test_another_demo_in_the_folder_is_left_alone_before_models_are_opened(finished, monkeypatch, change, words):

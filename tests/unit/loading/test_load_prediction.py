@@ -68,7 +68,7 @@ def test_prediction_can_be_overridden_for_teacher_and_student(parts, folder):
 
 
 def test_an_unknown_prediction_is_refused(parts):
-    with pytest.raises(InputError, match=r"'flow' is unknown; expected one of epsilon"):
+    with pytest.raises(InputError, match=r"'flow'.*expected one of epsilon"):
         load_family(parts, student_prediction="flow")
 
 
@@ -106,7 +106,7 @@ def test_equal_text_encoders_are_silent_and_different_ones_warn(parts):
     other["text_encoder"]["encoder.layers.1.mlp.fc1.bias"][3] += 0.01
     family = load_family(parts, other)
     (warning,) = family.warnings
-    assert "text encoders of teacher (teacher) and student (student) differ" in warning
+    assert "teacher (teacher) and student (student) differ" in warning
     assert_holds(family, {**parts, "text_encoder": other["text_encoder"]})  # the teacher's is the one that is read
 
 

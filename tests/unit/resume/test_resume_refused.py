@@ -132,7 +132,7 @@ def test_other_models_are_another_run(folder, reference, what):
 def test_another_prediction_type_is_another_run(folder):
     family = fresh_family()
     family.teacher.schedule = dataclasses.replace(family.teacher.schedule, prediction_type="epsilon")
-    with pytest.raises(InputError, match=r"teacher is '\w+ \(v_prediction\)' there and '\w+ \(epsilon\)' here"):
+    with pytest.raises(InputError, match=r"teacher is '\w+ \(v_prediction\)' .*\(epsilon\)"):
         train(folder, family=family)
 
 
@@ -140,7 +140,7 @@ def test_another_prediction_type_is_another_run(folder):
 def test_an_echo_of_other_settings_is_refused_by_name(reference, field):
     value = getattr(ECHO, field.name)
     other = not value if isinstance(value, bool) else "a <new1> dog" if value == "" else 0.25 if value == 0.5 else 9
-    with pytest.raises(InputError, match=f"other settings: {field.name} is {value!r} there and {other!r} here"):
+    with pytest.raises(InputError, match=f"{field.name} is {value!r} there and {other!r} here"):
         echo(reference.folder, how=dataclasses.replace(ECHO, **{field.name: other}))
     assert tree(reference.folder) == reference.echo
 

@@ -143,7 +143,7 @@ def test_prompts_with_the_placeholder_pass(prompt):
 
 @pytest.mark.parametrize("prompt", ["a dog", "", "a new1 dog", "a <new2> dog"])
 def test_prompts_without_it_are_refused_with_an_example(prompt):
-    with pytest.raises(InputError, match=r"does not contain the placeholder <new1>.*\"photo of a <new1> dog\""):
+    with pytest.raises(InputError, match=r"placeholder <new1>.*\"photo of a <new1> dog\""):
         check_prompt(prompt, {"<new1>": "dog"})
 
 
@@ -223,7 +223,7 @@ def test_a_prompt_is_cut_at_77_tokens_but_never_through_a_placeholder(encoder):
     late = "<new1> " + "dog " * 200
     assert text.tokenize([late]).tolist() == [padded(49408, 49409, *[DOG] * 73)]
     for words in (74, 75, 100):
-        with pytest.raises(InputError, match=rf"{words + 2} tokens .* within the first 75"):
+        with pytest.raises(InputError, match=rf"{words + 2} tokens .* first 75"):
             text.tokenize(["a dog", "dog " * words + "<new1>"])
 
 
@@ -233,7 +233,7 @@ def test_the_words_that_are_cut_are_named(encoder):
     # 2 rows and 73 words are 75 tokens; the next ones are lost.
     prompt = "<new1> " + "very " * 73 + "wooden boat"
     assert torch.equal(text.tokenize([prompt]), text.tokenize([prompt.replace("boat", "ship")]))
-    with pytest.warns(UserWarning, match=r"more than the 75 tokens .* 'wooden boat' at its end has no effect"):
+    with pytest.warns(UserWarning, match=r"75 tokens .*'wooden boat' at its end"):
         text.warn_of_unread([prompt, prompt])
 
 

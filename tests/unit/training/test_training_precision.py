@@ -1,5 +1,6 @@
 """Low memory mode, bf16 and devices."""
 
+import re
 import warnings
 
 import pytest
@@ -95,5 +96,5 @@ def test_bf16_on_a_cpu_without_instructions_for_it_works_and_says_so(tiny_state,
         tiny_state(precision="fp32")
     assert state.family.vae.dtype == torch.bfloat16
     said = [str(w.message) for w in caught if "bfloat16" in str(w.message)]
-    expected = "cpu has no instructions for bfloat16: precision bf16 halves memory there, but fp32 is faster."
-    assert said == [expected] * warned
+    assert len(said) == warned
+    assert all(re.match("cpu has no instructions for bfloat16.*fp32", message) for message in said)

@@ -116,7 +116,7 @@ def test_a_teacher_or_backbone_that_is_missing_is_named(tiny_family, quick_setti
     ],
 )
 def test_a_run_in_which_nothing_would_learn_is_refused(tiny_state, off):
-    with pytest.raises(InputError, match=f"nothing would learn with trainable {off['trainable']}"):
+    with pytest.raises(InputError, match=f"trainable {off['trainable']}"):
         tiny_state(**{"teacher_weight": 0.0, "alignment_weight": 0.0, "adversarial_weight": 0.0, **off})
 
 

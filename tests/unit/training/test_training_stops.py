@@ -26,7 +26,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 
     monkeypatch.setattr(steps, "ms_swd_along", broken)
     settings = {"iterations": 4, "log_every": log_every, "checkpoint_every": 2}
-    with pytest.raises(DivergedError, match=rf"^swd is {value} at step 3 of the stage distil"):
+    with pytest.raises(DivergedError, match=rf"^swd is {value} at step 3"):
         train_tiny(tmp_path / "run", family, listen, **settings)
     assert [step for step, _ in checkpoints] == [2]
     run = open_run(tmp_path / "run")
@@ -76,7 +76,7 @@ def test_weights_that_are_not_finite_are_never_saved(train_tiny, tmp_path, monke
             next(iter(states[0].trainables.critics.parameters())).data[0, 0] = float("nan")
 
     monkeypatch.setattr(session, "train_stage", keep)
-    with pytest.raises(DivergedError, match=r"critics/clip\.hidden\.weight is not finite after step 2"):
+    with pytest.raises(DivergedError, match=r"critics/clip\.hidden\.weight .* step 2"):
         train_tiny(tmp_path / "run", listen=listen, iterations=4, checkpoint_every=1)
     assert stage_files(open_run(tmp_path / "run")) == {"checkpoint.safetensors": checkpoints[-1]}
     assert len(checkpoints) == 1
