@@ -260,7 +260,7 @@ def test_gradients_pass_through_a_converted_encoder_as_through_open_clips(tmp_pa
 
 
 def test_dinos_positions_are_interpolated_as_before_where_another_size_is_asked_for(tmp_path, shallow):
-    """DINO v2 small looks at 224 pixels with positions of 518; the truth is timm with positions made by hand."""
+    """DINO v2 small at 224 pixels, against timm with positions interpolated by hand from 518."""
     model = timm_model("dinov2-small")
     backbone = load_backbone("dinov2-small", saved(model.state_dict(), tmp_path / "s.safetensors"))
     small = timm_model("dinov2-small", img_size=224)

@@ -96,7 +96,7 @@ def test_another_network_is_refused_with_its_name(tmp_path, monkeypatch, case):
     ],
 )
 def test_weights_that_are_no_numbers_are_named_at_load(tmp_path, spoil, reason):
-    """Training blamed the learning rates for the critics' NaN."""
+    """Training reported the learning rates as the cause of the critics' NaN."""
     model = timm.create_model("vit_small_patch16_224.dino", pretrained=False)
     tensors = {n: t.contiguous() for n, t in model.state_dict().items()}
     tensors["blocks.0.mlp.fc1.weight"] = spoil(tensors["blocks.0.mlp.fc1.weight"])

@@ -320,7 +320,7 @@ def test_scores_are_means_over_prompts_and_seeds():
 
 
 class InProcess:
-    """A pool that computes at once, here."""
+    """An executor that runs each job at once, in this process."""
 
     def __init__(self, *_args, **_more):
         pass

@@ -1,4 +1,4 @@
-"""The full-architecture benchmark in small: it passes on sound files, and sees a single wrong bit."""
+"""The full-architecture benchmark at small size: it passes on sound files, and detects a single wrong bit."""
 
 import collections
 import hashlib

@@ -1,4 +1,4 @@
-"""The benchmark of sampling in small: diffusers and the package draw the same picture, and every way is timed."""
+"""The benchmark of sampling at small size: diffusers and the package give the same image, and every method is timed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark of a training iteration in small: it covers the iteration, and goes on where it stopped."""
+"""The benchmark of a training iteration at small size: it measures every part of an iteration, and resumes."""
 
 import json
 from functools import partial
@@ -31,7 +31,7 @@ def test_parts_make_up_the_iteration_and_a_second_run_measures_nothing(once, tmp
     parts = cells["paper"]["parts"]
     split = sum(cell["flop"] for cell in parts.values())
     assert split == pytest.approx(whole, rel=0.05)
-    # Nothing is reused there: each critic looks once more at the student's image, and CLIP a third time.
+    # Nothing is reused there: each critic encodes the student's image once more, and CLIP a third time.
     again = [parts[f"{role} of photographs"]["flop"] for role in ("dino", "dinov2", "clip", "clip")]
     assert cells["plain"]["flop"] - whole >= sum(again)
 
@@ -42,7 +42,7 @@ def test_parts_make_up_the_iteration_and_a_second_run_measures_nothing(once, tmp
     assert "give another --out" in capsys.readouterr().err
 
 
-def test_in_turns_a_slow_minute_is_slow_for_all(monkeypatch, capsys):
+def test_measurements_in_turns_share_slow_minutes(monkeypatch, capsys):
     """Each round runs plain and the mode once; the ratio is the rounds' median, which one slow round does not move."""
     rounds = iter([(1.0, 1.0)] * train_step.WARM_UP + [(0.4, 0.2), (4.0, 2.0), (0.4, 0.2)])
     seconds = iter([s for pair in rounds for s in pair])
@@ -70,7 +70,7 @@ def test_a_table_lines_up():
     )
 
 
-def test_memory_of_a_mode_is_told(capsys):
+def test_the_memory_of_a_mode_is_reported(capsys):
     assert memory.main(["--modes", "low"], isolated=False) == 0
     row = capsys.readouterr().out.splitlines()[-1].split()
     assert row[0] == "low"
@@ -129,14 +129,14 @@ def test_memory_and_operations_are_counted_in_each_mode():
     # One pass of the student and one of the decoder more, and the same otherwise.
     assert 1.05 < sum(less.flop.values()) / sum(paper.flop.values()) < 1.35
     assert less.flop["teacher"] == paper.flop["teacher"]
-    # Of two iterations one compares images, and the other latents alone: the same, without what looks at images.
+    # Of two iterations, one computes image losses and the other only the latent loss.
     blind = bench.settings(**fewer, swd_weight=0.0, adversarial_weight=0.0)
     between = measure.cost(train_step.iteration(bench.state(blind), bench), device, 1, 1).flop
     turns = counted.count(bench.settings(**fewer, image_every=2), "tiny")
     assert sum(turns.flop.values()) == pytest.approx((real + between) / 2, rel=0.01)
 
 
-def test_what_was_counted_is_told_and_kept(capsys, tmp_path, monkeypatch):
+def test_counts_are_reported_and_saved(capsys, tmp_path, monkeypatch):
     found = counted.Counted(
         2**30, {"teacher": 2**31, "student": 3 * 2**30, "critics": 2**30}, {"teacher": 1, "student": 2}
     )
@@ -157,7 +157,7 @@ def test_reading_a_number_back_would_be_seen_in_counting():
         float(torch.randn(3).sum())
 
 
-def test_one_command_runs_every_benchmark_and_tells_of_one_that_failed(monkeypatch, tmp_path):
+def test_one_command_runs_every_benchmark_and_reports_failures(monkeypatch, tmp_path):
     called = {}
 
     def run(name, ending, given):

@@ -102,7 +102,7 @@ def test_iterations_are_those_of_the_method_read_literally(tiny_state, photograp
     assert torch.equal(state.random.generators["noise"].get_state(), by_hand.noise.get_state())
 
 
-def test_a_view_that_comes_again_is_encoded_and_looked_at_once(tiny_state, photographs, monkeypatch):
+def test_a_repeated_view_is_encoded_once(tiny_state, photographs, monkeypatch):
     """Three photographs and their mirror images, over twelve iterations of two images."""
     state = tiny_state(batch_size=2, augment=False)
     images = square_images(load_photographs(photographs), 64, "center")

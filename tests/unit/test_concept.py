@@ -159,7 +159,7 @@ def test_places_of_the_photograph_are_spread_over_the_canvas(many):
     assert shares.mean() == pytest.approx(0.5, abs=4 / 12**0.5 / len(shares) ** 0.5)
 
 
-def test_words_are_said_only_where_they_are_true(many):
+def test_captions_describe_the_view(many):
     counts = {}
     for view, side in zip(many, sides(many), strict=True):
         counts[view.words] = counts.get(view.words, 0) + 1

@@ -1,4 +1,4 @@
-"""A run whose run.json was lost goes on with the command that trained it, to the same bytes."""
+"""A run whose run.json was lost resumes with the command that trained it, and ends with the same bytes."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_a_run_that_was_not_finished_goes_on_from_its_checkpoint(finished, tmp_p
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_another_training_does_not_take_the_folder_over(finished, tmp_path, train_tiny):
+def test_another_training_is_refused_in_the_same_folder(finished, tmp_path, train_tiny):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "run.json").write_bytes(b"")
     before = tree(run)

@@ -1,4 +1,4 @@
-"""Downloads, against a small hub of our own on this machine that speaks just enough of the real one's protocol."""
+"""Downloads from a local server with the part of the hub's protocol that they need."""
 
 import dataclasses
 import errno
@@ -28,7 +28,7 @@ from echodistill_core.models.hub import BUNDLES, HUB, cached_folder, expand
 
 @pytest.fixture(autouse=True)
 def nothing_but_this_machine(monkeypatch, tmp_path):
-    """The client as a user has it, online; but any connection that leaves this machine fails the test."""
+    """The client with its defaults, online; a connection to another machine fails the test."""
     outside = []
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 

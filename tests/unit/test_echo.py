@@ -1,4 +1,4 @@
-"""The echoing stage: its pool, what it carries on, and what it refuses."""
+"""The echoing stage: its pool, the state that it continues from, and inputs that it refuses."""
 
 import dataclasses
 import json

@@ -81,7 +81,7 @@ def test_the_bench_runs_and_reports_a_registered_baseline_and_suite(extended, tm
     assert (settings["lora_rank"], settings["iterations"]) == (4, 2)
 
 
-def test_a_registered_baseline_can_be_selected_and_is_missed_where_it_was_not_run(extended, tmp_path):
+def test_a_registered_baseline_can_be_selected_and_is_reported_as_missing_otherwise(extended, tmp_path):
     suite = suites.select(suites.MINIATURE, trainings=["low-rank-4"], seeds=1, development=False)
     assert bench.Cell("low-rank-4", suite.concepts[0], 0) in bench.cells_of(suite)
     assert group("low-rank-4") == "baseline"

@@ -1,4 +1,4 @@
-"""What a family recommends for its networks: what wins over it, and that a run remembers what it came to."""
+"""A family's recommended settings: which options override them, and that a run records the result."""
 
 import dataclasses
 import json

@@ -128,7 +128,7 @@ def test_an_adapter_for_a_model_whose_other_layers_differ_says_so(tmp_path, trai
     assert other_layers(adapter, tiny_family().blocks("student")) == ""
 
 
-def test_an_adapter_that_does_not_say_is_not_doubted(tmp_path, train_tiny, tiny_family):
+def test_an_adapter_without_fingerprints_gives_no_warning(tmp_path, train_tiny, tiny_family):
     run = train_tiny(tmp_path / "run", iterations=1)
     adapter = read_adapter(run.path("distil", "student.safetensors"))
     for said in (None, "no JSON", "[1]"):
@@ -139,7 +139,7 @@ def test_an_adapter_that_does_not_say_is_not_doubted(tmp_path, train_tiny, tiny_
 
 
 def test_a_run_does_not_go_on_with_other_backbones(tmp_path, train_tiny, monkeypatch):
-    """Their features decide what is learned; another file of the same shapes would change the result in silence."""
+    """Their features determine the result; another file of the same shapes would change it without a message."""
     from echodistill_core.training import session
     from echodistill_core.training.events import StepDone
 
@@ -190,7 +190,7 @@ def test_an_adapter_that_is_used_on_another_base_as_allowed_is_noted(tmp_path, t
 
 
 def test_one_model_as_a_folder_and_as_a_single_file_is_one_model(tmp_path):
-    """Their configurations are spelled differently; a run begun with one goes on with the other."""
+    """Their configurations are written differently; a run that started with one resumes with the other."""
     parts = checkpoint_parts()
     sources = (write_folder(tmp_path / "folder", parts), single_file(parts))
     as_folder, as_file = (family_identity(load_family(source, source)) for source in sources)

@@ -17,7 +17,7 @@ from echodistill_core.training.samples import one_step_images
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 
 
-# The look at one tensor
+# One tensor
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

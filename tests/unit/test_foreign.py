@@ -1,4 +1,4 @@
-"""Who gives the miniature real photographs is told what it can draw."""
+"""The miniature warns about photographs of subjects that it cannot draw."""
 
 import pytest
 from PIL import Image
@@ -8,12 +8,12 @@ from echodistill_core.miniature.concepts import CONCEPTS, foreign_to_the_miniatu
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
-def test_its_own_toys_are_no_foreigners(concept):
+def test_the_miniatures_own_subjects_give_no_warning(concept):
     assert foreign_to_the_miniature(photographs(CONCEPTS[concept]), CONCEPTS[concept].class_noun) == ""
 
 
 @pytest.mark.parametrize(("size", "noun"), [((640, 480), "mug"), ((64, 64), "dog"), ((640, 480), "dog")])
-def test_photographs_of_real_things_are(size, noun):
+def test_photographs_of_real_things_give_a_warning(size, noun):
     found = foreign_to_the_miniature([Photograph("a.jpg", Image.new("RGB", size))], noun)
     assert "(ball, star, heart, mug, fish, mushroom, house, cat)" in found
     assert "SD-Turbo" in found

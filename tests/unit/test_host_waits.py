@@ -1,4 +1,4 @@
-"""No iteration makes the host wait for its GPU: seen on a device without numbers, from which nothing can be read."""
+"""No iteration makes the host wait for its GPU: tested on a device whose values cannot be read."""
 
 import contextlib
 import sys
@@ -20,7 +20,7 @@ META = torch.device("meta")
 
 
 class Crossings(TorchDispatchMode):
-    """Where tensors go from one device to another by any way but devices.to_device: a GPU's host waits there."""
+    """Records transfers between devices outside of devices.to_device: the host waits for a GPU there."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ def _within(name):
 
 @pytest.fixture
 def on_meta(monkeypatch):
-    """Let the package train there: what has no kernel or no name on that device is done in another way."""
+    """Let the package train on the device of the test, with replacements for operations that it lacks."""
     install, adamw = TrainedWeights.install, torch.optim.AdamW
 
     def moved(self, device, dtype):
@@ -78,7 +78,7 @@ def test_two_iterations_send_without_waiting_and_read_nothing_back(on_meta, opti
     assert seen.found == []
 
 
-def test_a_crossing_is_seen():
+def test_a_transfer_to_the_host_is_detected():
     seen = Crossings()
     with seen:
         torch.ones(2).to(META)
@@ -87,7 +87,7 @@ def test_a_crossing_is_seen():
         torch.ones(2, device=META).sum().item()
 
 
-def test_to_a_gpu_goes_a_page_locked_copy_that_nobody_waits_for(monkeypatch):
+def test_transfers_to_a_gpu_are_page_locked_and_asynchronous(monkeypatch):
     given, pinned = torch.ones(2), torch.ones(2)
     seen = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: seen.append(x) or pinned)

@@ -135,7 +135,7 @@ PUBLISHED_SD1 = {
 
 
 @pytest.mark.parametrize(("architecture", "own"), [(SD2, PUBLISHED_SD2), (SD1, PUBLISHED_SD1)])
-def test_published_names_are_met(architecture, own):
+def test_published_tensor_names_are_produced(architecture, own):
     shapes = shapes_of(single_file(tagged(architecture), architecture))
     for name, shape in {**PUBLISHED, **own}.items():
         assert shapes.get(name) == shape, name

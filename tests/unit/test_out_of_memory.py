@@ -1,4 +1,4 @@
-"""Memory that runs out: what a user is told, that the run goes on, and that it then ends as if nothing had happened."""
+"""Out of memory: the message, and that the run resumes and ends with the same bytes as without the failure."""
 
 import pytest
 import torch

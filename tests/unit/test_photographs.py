@@ -73,7 +73,7 @@ def test_unreadable_among_readable_ones_are_left_out_with_a_warning(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif", ".gif"])
 @pytest.mark.parametrize("lenient", [False, True])
-def test_a_file_cut_off_counts_as_unreadable_whatever_pillow_was_told(tmp_path, monkeypatch, suffix, lenient):
+def test_a_truncated_file_is_unreadable_whatever_pillow_is_set_to(tmp_path, monkeypatch, suffix, lenient):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     Image.fromarray(noise(96, 96, 3)).save(tmp_path / f"a{suffix}")
     assert pixels(tmp_path / f"a{suffix}").shape == (96, 96, 3)
@@ -136,7 +136,7 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path, kind, width, 
         assert [photograph.name for photograph in load_photographs(tmp_path)] == ["a.png"]
 
 
-def test_own_limit_stands_where_a_program_lifted_pillows(tmp_path, monkeypatch):
+def test_our_pixel_limit_applies_without_pillows(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     (tmp_path / "bomb.png").write_bytes(png_bytes(20_000, 20_000, 8, 2))
     with pytest.raises(InputError, match=r"20000x20000 = 400,000,000 pixels.*64,000,000"):

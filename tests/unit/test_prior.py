@@ -1,4 +1,4 @@
-"""Prior preservation: which images of the class are made, what they add to the loss, and that 0 changes nothing."""
+"""Prior preservation: the class images, their loss term, and that prior_weight 0 changes nothing."""
 
 import json
 
@@ -51,11 +51,11 @@ def give(state, role, images):
         ({"prior_weight": 1.0, "trainable": "token", **ONLY_STUDENT}, ()),
     ],
 )
-def test_the_prior_is_for_whoever_learns_weights_by_reconstruction(overrides, roles):
+def test_the_prior_applies_to_roles_that_train_weights_by_reconstruction(overrides, roles):
     assert TrainSettings(**overrides).prior_roles == roles
 
 
-def test_without_it_there_is_nothing_of_it(train_tiny, tiny_state, tmp_path):
+def test_without_prior_weight_no_class_images_are_made(train_tiny, tiny_state, tmp_path):
     state = tiny_state(**ONLY_TEACHER)
     assert set(state.random.generators) == {"data", "noise"}
     assert state.prior == {}
@@ -98,7 +98,7 @@ def test_a_run_stopped_anywhere_ends_the_same(train_tiny, tmp_path):
     when = first.stat().st_mtime_ns
     with pytest.raises(KeyboardInterrupt):
         train_tiny(tmp_path / "run", listen=stop_at(StepDone, step=1), **overrides)
-    assert first.stat().st_mtime_ns == when  # gone on with, not made again
+    assert first.stat().st_mtime_ns == when  # kept, not made again
     train_tiny(tmp_path / "run", **overrides)
     assert tree(tmp_path / "run") == whole
 

@@ -156,7 +156,7 @@ def test_a_lost_adapter_is_written_again(tmp_path, train_tiny):
 
 
 def test_cancel_at_any_event_leaves_a_checkpoint(tmp_path, tiny_family, train_tiny):
-    """The log may be read because a checkpoint is due; a Cancel heard then must not cost what was computed."""
+    """A cancel while the log is written, just before a checkpoint, must not lose the computed iterations."""
 
     def cancel(event):
         if isinstance(event, LossesLogged):
@@ -196,7 +196,7 @@ def test_a_run_json_without_its_parts_is_an_input_error(tmp_path, train_tiny):
 
 
 def test_sampling_with_the_student_needs_no_teacher_in_the_cache(monkeypatch, tmp_path):
-    """Whoever downloads SD-Turbo and an adapter can draw; SD 2.1 is for training."""
+    """SD-Turbo and an adapter suffice for sampling; SD 2.1 is only needed for training."""
     asked = []
 
     def cached(name, cache_dir=None):

@@ -1,4 +1,4 @@
-"""Runs that begin from adapters: teacher-first, going on, what is refused, and pools of a personalised teacher."""
+"""Runs that start from adapters: teacher-first training, refused starts, and pools of a personalised teacher."""
 
 import json
 import re
@@ -35,19 +35,19 @@ SOURCES = ModelSources(family="tiny")
 
 
 @pytest.fixture(scope="module")
-def taught(train_tiny, tmp_path_factory):
-    """A finished run in which the teacher alone learned, far enough to be told from its base. Read only."""
-    return train_tiny(tmp_path_factory.mktemp("taught") / "run", seed=3, **TEACHER_ALONE)
+def teacher_run(train_tiny, tmp_path_factory):
+    """A finished run that trained only the teacher, with large updates. Read only."""
+    return train_tiny(tmp_path_factory.mktemp("teacher_run") / "run", seed=3, **TEACHER_ALONE)
 
 
 @pytest.fixture(scope="module")
-def teacher_file(taught):
-    return taught.path("distil", "teacher.safetensors")
+def teacher_file(teacher_run):
+    return teacher_run.path("distil", "teacher.safetensors")
 
 
 @pytest.fixture
 def train_from(tiny_family, quick_settings, photographs):
-    """train_from(folder, start, family=None, listen=..., **overrides): session.train with somewhere to begin."""
+    """train_from(folder, start, family=None, listen=..., **overrides): session.train with start files."""
 
     def train(folder, start, family=None, listen=silent, **overrides):
         pictures, settings = load_photographs(photographs), quick_settings(**overrides)
@@ -58,7 +58,7 @@ def train_from(tiny_family, quick_settings, photographs):
 
 @pytest.fixture
 def state_from(tiny_family, quick_settings):
-    """state_from(start, **overrides): a run in memory at step 0 that begins from these files."""
+    """state_from(start, **overrides): a TrainState at step 0 that starts from these files."""
 
     def make(start, **overrides):
         family, settings = tiny_family(), quick_settings(**overrides)
@@ -73,9 +73,7 @@ def state_from(tiny_family, quick_settings):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_frozen_teacher_is_the_personalised_one_with_the_token_it_learned(
-    state_from, tiny_family, teacher_file, precision
-):
+def test_the_frozen_teacher_has_the_adapters_weights_and_token(state_from, tiny_family, teacher_file, precision):
     state = state_from({"teacher": teacher_file}, precision=precision, **TEACHER_FIRST)
     plain = tiny_family().to("cpu", {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
     z = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -111,7 +109,7 @@ def test_a_teacher_first_run_ends_with_the_students_adapter_and_the_teachers_tok
     family = tiny_family()
     before = snapshot(family)
     run = train_from(tmp_path / "run", {"teacher": teacher_file}, family, **TEACHER_FIRST)
-    assert changed(before, snapshot(family)) == set()  # borrowed
+    assert changed(before, snapshot(family)) == set()  # restored
     assert sorted(p.name for p in run.path("distil").glob("*.safetensors")) == [
         "checkpoint.safetensors",
         "student.safetensors",
@@ -122,13 +120,13 @@ def test_a_teacher_first_run_ends_with_the_students_adapter_and_the_teachers_tok
     assert (run.folder / "start" / "teacher.safetensors").read_bytes() == teacher_file.read_bytes()
 
 
-def test_without_a_teachers_adapter_the_token_is_still_the_students(state_from, taught):
-    state = state_from({"student": taught.path("distil", "student.safetensors")}, **TEACHER_FIRST)
+def test_without_a_teacher_adapter_the_student_trains_the_token(state_from, teacher_run):
+    state = state_from({"student": teacher_run.path("distil", "student.safetensors")}, **TEACHER_FIRST)
     assert token_learns_from(state.settings, state.started) == "student"
     assert any(p is state.trainables.token_embeddings["student"] for p in state.trainables.parameters("student"))
 
 
-def test_a_text_encoder_not_shared_gives_each_role_its_own_beginning(state_from, tiny_family, teacher_file):
+def test_without_a_shared_text_encoder_each_role_starts_from_its_own_token(state_from, tiny_family, teacher_file):
     state = state_from({"teacher": teacher_file}, share_text_encoder=False, **TEACHER_FIRST)
     assert torch.equal(state.trainables.token_embeddings["teacher"].data, read_adapter(teacher_file).token_embeddings)
     assert torch.equal(state.trainables.token_embeddings["student"].data, tiny_family().text.noun_embeddings("dog", 1))
@@ -141,7 +139,7 @@ def test_a_text_encoder_not_shared_gives_each_role_its_own_beginning(state_from,
 
 
 @pytest.mark.parametrize("trainable", ["kv+token", "lora+token", "full+token"])
-def test_what_was_learned_is_where_learning_goes_on(train_tiny, state_from, tmp_path, trainable):
+def test_training_starts_from_the_adapters_weights(train_tiny, state_from, tmp_path, trainable):
     overrides = {"trainable": trainable, "lora_rank": 2, "mse_weight": 1.0, "identity_weight": 0.0, "swd_weight": 0.0}
     rates = {"adversarial_weight": 0.0, "teacher_lr": 1e-3, "student_lr": 1e-3, "token_lr": 1e-3}
     run = train_tiny(tmp_path / "run", **overrides, **rates)
@@ -167,7 +165,7 @@ def test_what_was_learned_is_where_learning_goes_on(train_tiny, state_from, tmp_
 # --- identity, resuming, the echo -----------------------------------------------------------------
 
 
-def test_the_content_of_a_start_is_part_of_the_runs_identity(train_from, train_tiny, teacher_file, tmp_path):
+def test_the_content_of_a_start_file_is_part_of_the_runs_identity(train_from, train_tiny, teacher_file, tmp_path):
     start = {"teacher": teacher_file}
     run = train_from(tmp_path / "run", start, **TEACHER_FIRST)
     before = tree(run.folder)
@@ -217,9 +215,9 @@ def test_an_echo_needs_the_file_that_the_run_began_from(train_from, tiny_family,
         session.echo(open_run(run.folder), tiny_family(), EchoSettings(pool_size=1), silent)
 
 
-def test_info_lists_what_a_run_began_from(taught, train_from, teacher_file, tmp_path, capsys):
+def test_info_lists_what_a_run_began_from(teacher_run, train_from, teacher_file, tmp_path, capsys):
     train_from(tmp_path / "run", {"teacher": teacher_file}, iterations=1, **TEACHER_FIRST)
-    for folder, began_from in ((tmp_path / "run", {"teacher": "start/teacher.safetensors"}), (taught.folder, {})):
+    for folder, began_from in ((tmp_path / "run", {"teacher": "start/teacher.safetensors"}), (teacher_run.folder, {})):
         assert main(["info", str(folder), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["start_from"] == began_from
     assert main(["info", str(tmp_path / "run")]) == 0
@@ -269,7 +267,7 @@ def test_low_rank_updates_of_another_rank_are_refused(train_tiny, train_from, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_two_tokens_cannot_become_one(train_tiny, train_from, tmp_path):
+def test_two_different_tokens_cannot_be_shared(train_tiny, train_from, tmp_path):
     own = {"share_text_encoder": False, "identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
     start = start_files([train_tiny(tmp_path / "own", **own).folder])
     with pytest.raises(InputError, match="different tokens"):
@@ -278,18 +276,18 @@ def test_two_tokens_cannot_become_one(train_tiny, train_from, tmp_path):
     assert state.is_finished("distil")
 
 
-def test_files_are_found_by_run_and_role(taught, teacher_file, tmp_path):
+def test_files_are_found_by_run_and_role(teacher_run, teacher_file, tmp_path):
     assert start_files([teacher_file]) == {"teacher": teacher_file}
     assert start_files([]) == {}
-    student = taught.path("distil", "student.safetensors")
+    student = teacher_run.path("distil", "student.safetensors")
     assert start_files([student, teacher_file]) == {"teacher": teacher_file, "student": student}
     with pytest.raises(InputError, match=r"both .*teacher\.safetensors and .*teacher\.safetensors"):
-        start_files([taught.folder, teacher_file])
+        start_files([teacher_run.folder, teacher_file])
     with pytest.raises(InputError, match="does not exist"):
         start_files([tmp_path / "nothing"])
     with pytest.raises(InputError, match="is no run folder"):
         start_files([tmp_path])
-    copy = shutil.copytree(taught.folder, tmp_path / "copy")
+    copy = shutil.copytree(teacher_run.folder, tmp_path / "copy")
     (copy / "distil" / "teacher.safetensors").unlink()
     with pytest.raises(InputError, match="has no finished stage to begin from"):
         start_files([copy])
@@ -298,9 +296,9 @@ def test_files_are_found_by_run_and_role(taught, teacher_file, tmp_path):
 # --- pools of a personalised teacher --------------------------------------------------------------
 
 
-def test_a_teachers_pool_is_what_the_personalised_teacher_samples(taught, tiny_family, teacher_file, tmp_path):
+def test_a_teachers_pool_is_what_the_personalised_teacher_samples(teacher_run, tiny_family, teacher_file, tmp_path):
     family, events, folder = tiny_family(), [], tmp_path / "pool"
-    pictures = teacher_pool(taught, family, folder, 2, events.append, steps=3)
+    pictures = teacher_pool(teacher_run, family, folder, 2, events.append, steps=3)
     assert [(e.done, e.size) for e in events] == [(1, 2), (2, 2)]
     with personalised(tiny_family(), [read_adapter(teacher_file)], role="teacher") as model:
         for i, prompt in enumerate(("photo of a <new1> dog", "photo of the <new1> dog")):
@@ -310,13 +308,13 @@ def test_a_teachers_pool_is_what_the_personalised_teacher_samples(taught, tiny_f
     # As a folder they are photographs like any others, and a second call reads them.
     assert [p.image.tobytes() for p in load_photographs(folder)] == [p.image.tobytes() for p in pictures]
     events.clear()
-    again = teacher_pool(taught, family, folder, 2, events.append, steps=3)
+    again = teacher_pool(teacher_run, family, folder, 2, events.append, steps=3)
     assert [p.image.tobytes() for p in again] == [p.image.tobytes() for p in pictures]
     assert events == []
 
 
-def test_a_teachers_pool_goes_on_where_it_stopped_and_gives_the_family_back(
-    taught, tiny_family, snapshot, changed, tmp_path, monkeypatch
+def test_a_stopped_teacher_pool_resumes_and_the_family_is_restored(
+    teacher_run, tiny_family, snapshot, changed, tmp_path, monkeypatch
 ):
     family = tiny_family()
     before = snapshot(family)
@@ -327,32 +325,32 @@ def test_a_teachers_pool_goes_on_where_it_stopped_and_gives_the_family_back(
 
     how = {"steps": 2, "prompts": ["<new1> dog in snow"], "guidance": 1.0}
     with pytest.raises(KeyboardInterrupt):
-        teacher_pool(taught, family, tmp_path / "pool", 2, stop, **how)
+        teacher_pool(teacher_run, family, tmp_path / "pool", 2, stop, **how)
     assert changed(before, snapshot(family)) == set()
     made = []
     monkeypatch.setattr(pools, "sample", lambda *args, **more: made.append(args[1]) or sample(*args, **more))
-    stopped = teacher_pool(taught, family, tmp_path / "pool", 2, silent, **how)
+    stopped = teacher_pool(teacher_run, family, tmp_path / "pool", 2, silent, **how)
     assert made == [["<new1> dog in snow"]]
-    whole = teacher_pool(taught, family, tmp_path / "whole", 2, silent, **how)
+    whole = teacher_pool(teacher_run, family, tmp_path / "whole", 2, silent, **how)
     assert [p.image.tobytes() for p in stopped] == [p.image.tobytes() for p in whole]
     assert tree(tmp_path / "pool") == tree(tmp_path / "whole")
 
 
-def test_pools_that_are_not_ours_are_left_alone(taught, tiny_family, photographs, tmp_path):
+def test_folders_that_hold_other_pools_are_refused_and_unchanged(teacher_run, tiny_family, photographs, tmp_path):
     mine = shutil.copytree(photographs, tmp_path / "mine")
     before = tree(mine)
     with pytest.raises(InputError, match="is not empty and holds no pool"):
-        teacher_pool(taught, tiny_family(), mine, 1, silent, steps=1)
+        teacher_pool(teacher_run, tiny_family(), mine, 1, silent, steps=1)
     assert tree(mine) == before
-    teacher_pool(taught, tiny_family(), tmp_path / "pool", 1, silent, steps=1)
+    teacher_pool(teacher_run, tiny_family(), tmp_path / "pool", 1, silent, steps=1)
     for other in ({"steps": 2}, {"guidance": 2.0}, {"prompts": ["a <new1> dog"]}):
         with pytest.raises(InputError, match="holds another pool"):
-            teacher_pool(taught, tiny_family(), tmp_path / "pool", 1, silent, **{"steps": 1, **other})
+            teacher_pool(teacher_run, tiny_family(), tmp_path / "pool", 1, silent, **{"steps": 1, **other})
     with pytest.raises(InputError, match="does not contain the placeholder"):
-        teacher_pool(taught, tiny_family(), tmp_path / "pool", 1, silent, prompts=["a dog"])
+        teacher_pool(teacher_run, tiny_family(), tmp_path / "pool", 1, silent, prompts=["a dog"])
     (tmp_path / "pool" / "pool.json").write_text("{")
     with pytest.raises(InputError, match=r"pool\.json cannot be read"):
-        teacher_pool(taught, tiny_family(), tmp_path / "pool", 1, silent, steps=1)
+        teacher_pool(teacher_run, tiny_family(), tmp_path / "pool", 1, silent, steps=1)
 
 
 def test_a_run_without_a_teachers_adapter_makes_no_pool(train_from, tiny_family, teacher_file, tmp_path):
@@ -364,12 +362,12 @@ def test_a_run_without_a_teachers_adapter_makes_no_pool(train_from, tiny_family,
 # --- the command line -----------------------------------------------------------------------------
 
 
-def test_train_begins_from_a_run_and_echo_goes_on(photographs, taught, tmp_path, capsys):
+def test_train_starts_from_a_run_and_echo_continues_it(photographs, teacher_run, tmp_path, capsys):
     flags = ["--photos", str(photographs), "--class-noun", "dog", "--family", "tiny", "--device", "cpu"]
     weights = ["--teacher-weight", "0", "--identity-weight", "0", "--swd-weight", "0", "--adversarial-weight", "0"]
     folder = tmp_path / "run"
     train = ["train", *flags, *weights, "--iterations", "1", "--preview-every", "0", "--out", str(folder)]
-    assert main([*train, "--start-from", str(taught.folder)]) == 0
+    assert main([*train, "--start-from", str(teacher_run.folder)]) == 0
     identity = json.loads((folder / "run.json").read_text())["identity"]
     assert {"start_teacher", "start_student"} <= identity.keys()
     assert sorted(p.name for p in (folder / "start").iterdir()) == ["student.safetensors", "teacher.safetensors"]

@@ -136,7 +136,7 @@ def test_what_a_lora_holds_for_other_networks_is_named(tmp_path, parts):
 
 
 def other_names(parts):
-    """The text encoder a second time, under each of the places where single files keep it."""
+    """A second text encoder, under each prefix that single files use for it."""
     text = parts["text_encoder"]
     for root in ("cond_stage_model.transformer.text_model.", "conditioner.embedders.0.transformer.text_model."):
         yield {root + n: t for n, t in text.items()}

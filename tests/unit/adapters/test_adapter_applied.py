@@ -226,7 +226,7 @@ def test_weights_that_this_model_has_not_are_refused(family):
     refuse(family, adapter, "input_blocks.8.1")
 
 
-def test_a_teacher_that_is_not_loaded_cannot_wear_an_adapter(tiny_family):
+def test_an_adapter_for_a_teacher_that_is_not_loaded_is_refused(tiny_family):
     with pytest.raises(InputError, match="teacher"):
         personalised(tiny_family(teacher=None), role="teacher").__enter__()
 

@@ -56,7 +56,7 @@ def test_flags_reach_the_settings_over_the_preset():
     ("given", "found"),
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
 )
-def test_waiting_threads_are_told_to_sleep_before_torch_is_loaded(tmp_path, given, found):
+def test_openmp_threads_wait_passively_and_the_policy_is_set_before_torch_loads(tmp_path, given, found):
     """OpenMP reads it once, when torch loads it: a stand-in for torch says what was there by then."""
     (tmp_path / "torch.py").write_text("import os; raise SystemExit(str(os.environ.get('GOMP_SPINCOUNT')))")
     environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}

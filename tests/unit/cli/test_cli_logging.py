@@ -12,7 +12,7 @@ from echodistill_core.cli import main
 from echodistill_core.tensorfile import read_tensors
 
 
-def test_verbose_tells_models_folder_stage_and_files(photographs, capsys):
+def test_verbose_logs_models_folder_stage_and_files(photographs, capsys):
     assert main(train_command(photographs, "RUN", "-v", iterations=2)) == 0
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -31,7 +31,7 @@ def test_verbose_tells_models_folder_stage_and_files(photographs, capsys):
     assert "Traceback" not in printed.err
 
 
-def test_a_resumed_stage_is_told_apart(undisturbed, photographs, capsys):
+def test_a_resumed_stage_is_logged_as_resumed(undisturbed, photographs, capsys):
     run = shutil.copytree(undisturbed, Path("RUN"))
     for file in ("student", "teacher"):
         adapter_of(run, role=file).unlink()

@@ -68,7 +68,7 @@ def test_sample_with_the_teacher_with_strength_and_in_half_precision(run_folder)
     assert len({pixels(f"{n}.png") for n in ("full", "none", "teacher", "bf16")}) == 4
 
 
-def test_two_adapters_are_worn_together(run_folder, photographs):
+def test_two_adapters_are_applied_together(run_folder, photographs):
     assert main(train_command(photographs, "second", "--placeholder", "<toy>", noun="toy")) == 0
     files = [str(adapter_of(run_folder)), str(adapter_of(Path("second")))]
     command = ["sample", "--adapter", *files, "--prompt", "a <my-mug> coffee mug and a <toy> toy", "--device", "cpu"]

@@ -27,7 +27,7 @@ SETTINGS = DemoSettings(family="tiny", iterations=4, echo_iterations=2, device="
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
-    """Few and small iterations, and one tiny family, since every demo gives it back as it was."""
+    """Few and small iterations, and one tiny family for all demos: each of them restores it."""
     family = open_family(ModelSources(family="tiny"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "open_family", lambda sources: family)
@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
     return folder, told
 
 
-def test_what_suits_the_family_is_what_a_demo_trains_with(monkeypatch):
+def test_a_demo_trains_with_the_familys_recommended_settings(monkeypatch):
     values = {"student_lr": 3e-4, "iterations": 999, "checkpoint_every": 999}
     table = dataclasses.replace(FAMILIES["tiny"], defaults=values, echo_defaults={"real_share": 0.25, "pool_size": 2})
     replace_entry(monkeypatch, FAMILIES, "tiny", table)
@@ -186,7 +186,7 @@ def test_times_that_cannot_be_read_are_not_measured(finished, tmp_path):
         assert demo._Record.read(tmp_path).seconds == {}
 
 
-def test_the_family_is_given_back_as_it_was_opened(finished, monkeypatch):
+def test_the_family_is_restored_after_a_demo(finished, monkeypatch):
     folder, _ = finished
     family = open_family(ModelSources(family="tiny"))
     before = {part: {n: t.clone() for n, t in tensors.items()} for part, tensors in family.loaded.items()}

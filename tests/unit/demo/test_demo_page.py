@@ -57,7 +57,7 @@ def test_scores_stand_in_the_table_and_only_where_they_are_known():
     assert "CLIP-T" not in text
 
 
-def test_the_page_says_honestly_what_to_expect(photographs):
+def test_the_page_says_which_result_to_expect(photographs):
     toy, own = choose(DemoSettings(), []), choose(DemoSettings(class_noun="backpack"), [str(photographs)])
     known = dataclasses.replace(own, class_noun="cat")
     assert "random weights" in " ".join(expectations(a_page(toy, family="tiny")))
@@ -67,7 +67,7 @@ def test_the_page_says_honestly_what_to_expect(photographs):
     assert "none of its training captions" not in " ".join(expectations(a_page(known)))
 
 
-def test_times_of_what_nobody_measured_are_not_added_up():
+def test_times_that_were_not_measured_are_not_added_up():
     every = dict.fromkeys(("open", "before", "distil", "echo", "after", "one_step", "teacher", "scores"), 1.5)
     text = Reader(render(a_page(seconds={**every, "teacher": 15.0}))).text.replace("\n", "")
     assert "scores1.5 stogether25.5 s" in text
@@ -130,7 +130,7 @@ def test_a_curve_goes_through_its_points_with_the_stages_in_turn():
 
 
 class SayingJudges:
-    """Judges that see in a picture's first pixel which of some fixed features and attributes it has."""
+    """Judges that choose fixed features and attributes by an image's first pixel."""
 
     features = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
 

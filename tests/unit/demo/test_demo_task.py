@@ -110,7 +110,7 @@ def test_each_demo_has_a_folder_of_its_own_and_the_same_command_the_same(make_ph
         (True, False, "--open", False),
     ],
 )
-def test_the_page_opens_only_where_someone_can_see_it(monkeypatch, capsys, terminal, display, flag, opens):
+def test_the_page_opens_only_with_a_terminal_and_a_display(monkeypatch, capsys, terminal, display, flag, opens):
     monkeypatch.setattr(demo, "learn", lambda *_: Path("runs/a b/index.html"))
     opened = []
     monkeypatch.setattr(webbrowser, "open", opened.append)

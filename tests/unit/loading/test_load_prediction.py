@@ -48,7 +48,7 @@ def test_a_single_file_of_sd2_tells_its_prediction_by_one_bias(deviation, expect
     unet = sd2_unet_with_bias(values)
     there = layout.unet_names(unet, SD2)
     bias = there["up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"]
-    assert bias == "output_blocks.11.1.transformer_blocks.0.norm1.bias"  # the tensor ComfyUI looks at
+    assert bias == "output_blocks.11.1.transformer_blocks.0.norm1.bias"  # ComfyUI reads this tensor
     for source in ({"unet": unet}, {"model.diffusion_model." + there[n]: t for n, t in unet.items()}):
         assert read_checkpoint(source).schedule.prediction_type == expected
     assert read_checkpoint({"unet": unet}, prediction="sample").schedule.prediction_type == "sample"

@@ -96,8 +96,8 @@ def ignore(event):
 
 
 def complete(folder, family, listen=ignore):
-    """Both stages, from wherever they are."""
-    # Nothing may hang on what other code draws from the global generators.
+    """Train both stages, from their last checkpoints."""
+    # Results must not depend on the state of the global generators.
     torch.seed()
     np.random.seed()  # noqa: NPY002
     random.seed()
@@ -174,7 +174,7 @@ class Disk:
 
 
 def in_a_process(folder, kill, duration):
-    """Go on with a run in a fork of this process. Returns the signal that ended it, or 0."""
+    """Resume a run in a fork of this process. Returns the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
         with Path(f"{folder}.txt").open("a") as output:
@@ -211,7 +211,7 @@ def work(task):
 
 def main():
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    torch.set_num_threads(1)  # other threads would not live in a fork
+    torch.set_num_threads(1)  # other threads do not survive a fork
     TextEncoder.with_placeholders = with_placeholders
     for words in ({}, {settings().placeholder: settings().vectors}):
         opened_family().text.with_placeholders(words)

@@ -16,7 +16,7 @@ STEPS = settings().iterations
 
 def train(folder, listen=resume_worker.ignore, pictures=None, family=None, **overrides):
     """The distillation stage as a process that has just begun would run it."""
-    # Nothing may hang on what other code draws from the global generators.
+    # Results must not depend on the state of the global generators.
     torch.seed()
     return session.train(
         pictures or photographs(), family or fresh_family(), settings(**overrides), SOURCES, folder, listen
@@ -38,7 +38,7 @@ def difference(a, b):
 
 
 def drawn_next(state):
-    """What each of the state's generators draws next."""
+    """The next 64 draws of each of the state's generators, which are not advanced."""
     return {name: torch.rand(64, generator=g.clone_state()).tolist() for name, g in state.random.generators.items()}
 
 

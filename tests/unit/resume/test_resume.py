@@ -92,7 +92,7 @@ def _failing_at(call, function):
 # Controls: the comparison can fail
 
 
-def test_another_seed_ends_elsewhere(tmp_path, reference, live):
+def test_another_seed_ends_with_other_bytes(tmp_path, reference, live):
     train(tmp_path, seed=1)
     assert {CHECKPOINT, "distil/student.safetensors", "distil/teacher.safetensors", "distil/log.jsonl"} <= set(
         difference(tree(tmp_path), reference.distil)
@@ -103,7 +103,7 @@ def test_another_seed_ends_elsewhere(tmp_path, reference, live):
 
 FORGETTING = {
     "nothing": lambda state, fresh: None,
-    # Which follow from the settings and the step, so that no checkpoint need be believed.
+    # Learning rates follow from the settings and the step, whatever the checkpoint holds.
     "learning rates": lambda state, fresh: state.trainables.optimizers["critics"].param_groups[0].update(lr=2e-4),
     "data generator": lambda state, fresh: state.random.generators["data"].set_state(fresh["data"]),
     "noise generator": lambda state, fresh: state.random.generators["noise"].set_state(fresh["noise"]),
@@ -121,7 +121,7 @@ FORGETTING = {
 
 
 @pytest.mark.parametrize("what", FORGETTING)
-def test_a_resume_that_forgets_anything_ends_elsewhere(folder, reference, monkeypatch, what):
+def test_a_resume_that_loses_a_part_of_the_state_ends_with_other_bytes(folder, reference, monkeypatch, what):
     def forgetful(path, state, fingerprint):
         fresh = {name: g.get_state() for name, g in state.random.generators.items()}
         load_checkpoint(path, state, fingerprint)

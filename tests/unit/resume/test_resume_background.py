@@ -27,7 +27,7 @@ def behind(monkeypatch):
 
 
 def test_a_checkpoint_written_behind_training_holds_its_own_step(train_tiny, tmp_path, behind, monkeypatch):
-    """Training has gone on by the time the bytes are written: they must be those of the step, not of later ones."""
+    """The bytes are written during a later step, but hold the state of their own step."""
     from echodistill_core.training import checkpoint
 
     write, gate, seen = checkpoint.write_tensors, threading.Event(), []

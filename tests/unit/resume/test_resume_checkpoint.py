@@ -49,7 +49,7 @@ def test_a_checkpoint_restores_weights_moments_generators_and_learning_rates(tmp
     assert not any(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
-def test_what_is_loaded_does_not_hang_on_the_file(tmp_path):
+def test_a_loaded_checkpoint_does_not_depend_on_its_file(tmp_path):
     first = state_of()
     advance(first, 1)
     save_checkpoint(tmp_path / "one", first, "f")

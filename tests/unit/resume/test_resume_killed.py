@@ -69,7 +69,7 @@ TIMED_KILLS = [[RANDOM.uniform(0.02, 0.98)] for _ in range(6)] + [[RANDOM.unifor
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, reference):
-    """What became of runs in processes that were killed, by the worker beside this file."""
+    """The folders of runs whose processes resume_worker.py killed."""
     folder = tmp_path_factory.mktemp("killed")
     shutil.copytree(reference.distil_folder, folder / "echo")
     jobs = [{"folder": "undisturbed", "kills": []}, {"folder": "distil", "kills": DISTIL_KILLS}]
@@ -102,7 +102,7 @@ def test_a_process_of_its_own_makes_the_same_run(killed, reference):
 @posix_only
 @pytest.mark.slow
 def test_every_kind_of_write_was_killed(killed):
-    # Logs are written whole only when a run goes on, to drop what it will do again.
+    # Logs are rewritten only at a resume, to drop rows of iterations that it repeats.
     rewinding = {(op, f"{stage}/log.jsonl") for stage in run.STAGES for op in ("write", "rename", "sync folder")}
     planned = {(op, file) for op, file, _ in DISTIL_KILLS + ECHO_KILLS}
     happened = {tuple(moment) for moment in killed.moments}

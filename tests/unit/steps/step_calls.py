@@ -64,8 +64,8 @@ def watched(monkeypatch, denoiser):
         yield calls
 
 
-def looks_at(monkeypatch, seen):
-    """Add a backbone's name to `seen` whenever it looks at images."""
+def record_forwards(monkeypatch, seen):
+    """Append a backbone's name to `seen` at each of its forward passes."""
     forward = Backbone.forward
     monkeypatch.setattr(
         Backbone, "forward", lambda self, *args, **more: seen.append(self.spec.name) or forward(self, *args, **more)

@@ -79,7 +79,7 @@ def test_each_critic_alone_trains_only_its_head(tiny_state, draw_batch, snapshot
     assert changed(before, snapshot(state)) == names
 
 
-def test_critics_compare_photographs_with_what_the_student_made(tiny_state, draw_batch):
+def test_critics_compare_photographs_with_the_students_images(tiny_state, draw_batch):
     state = tiny_state(critic_canvas=False)
     batch = draw_batch(state)
     _, made = student_step(state, batch)
@@ -108,7 +108,7 @@ def test_critics_compare_photographs_with_what_the_student_made(tiny_state, draw
         ({"trainable": "kv", "teacher_weight": 0.0}, set()),
     ],
 )
-def test_student_changes_the_token_only_where_no_teacher_owns_it(
+def test_student_trains_the_token_only_without_a_training_teacher(
     tiny_state, draw_batch, snapshot, changed, overrides, learns
 ):
     state = tiny_state(weight_decay=0.0, **overrides)
@@ -117,7 +117,7 @@ def test_student_changes_the_token_only_where_no_teacher_owns_it(
     assert {n for n in changed(before, snapshot(state)) if n.startswith("rows/")} == learns
 
 
-def test_student_reads_the_token_that_the_teacher_has_just_learned(tiny_state, draw_batch, monkeypatch):
+def test_student_step_uses_the_token_that_the_teacher_step_updated(tiny_state, draw_batch, monkeypatch):
     state = tiny_state(token_lr=1e-2)
     batch = draw_batch(state)
     before = state.condition(batch.student_prompts, "student").features.detach().clone()

@@ -14,7 +14,7 @@ from echodistill_core.training.steps import student_step, teacher_step
 
 
 @pytest.mark.parametrize("by_t", [True, False])
-def test_alignment_asks_the_teacher_as_the_method_says(tiny_state, draw_batch, monkeypatch, by_t):
+def test_alignment_calls_the_teacher_as_in_the_method(tiny_state, draw_batch, monkeypatch, by_t):
     state = tiny_state(batch_size=3, alignment_by_t=by_t, **only(teacher_weight=1.0, mse_weight=1.0))
     batch = draw_batch(state)
     family = state.family

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from step_calls import ADVERSARIAL, ALIGNMENT, CRITICS, FULL, looks_at, watched
+from step_calls import ADVERSARIAL, ALIGNMENT, CRITICS, FULL, record_forwards, watched
 
 from echodistill_core.training.build import needed_backbones
 from echodistill_core.training.schedule import schedule_of
@@ -61,22 +61,22 @@ def test_a_weight_of_zero_removes_the_term_and_its_cost(
     assert all(torch.isfinite(v).all() and v.ndim == 0 and not v.requires_grad for v in losses.values())
 
 
-def test_critics_look_at_the_students_image_once(tiny_state, draw_batch, monkeypatch):
+def test_each_backbone_encodes_the_students_image_once(tiny_state, draw_batch, monkeypatch):
     # The student's pass and the critics' share its features: three backbones, twice each, and CLIP on the teacher's.
     state = tiny_state()
     seen = []
-    looks_at(monkeypatch, seen)
+    record_forwards(monkeypatch, seen)
     iterate(state, draw_batch(state))
     assert sorted(seen) == ["clip"] * 3 + ["dino"] * 2 + ["dinov2"] * 2
 
 
-def test_between_their_turns_critics_neither_count_nor_cost_nor_learn(
+def test_critics_are_neither_computed_nor_updated_in_iterations_without_them(
     tiny_state, draw_batch, monkeypatch, snapshot, changed
 ):
-    """Over four iterations with a turn in every other one: the turns' terms and draws are those of a run without."""
+    """With critic_every 2, adversarial iterations have all terms; iteration 0 equals that of critic_every 1."""
     plain, state = tiny_state(), tiny_state(critic_every=2)
     seen = []
-    looks_at(monkeypatch, seen)
+    record_forwards(monkeypatch, seen)
     for step in range(4):
         plain.step = state.step = step
         seen.clear()
@@ -94,16 +94,14 @@ def test_between_their_turns_critics_neither_count_nor_cost_nor_learn(
             assert losses == iterate(plain, draw_batch(plain))
 
 
-def test_between_comparisons_of_images_only_latents_are_compared(
-    tiny_state, draw_batch, monkeypatch, snapshot, changed
-):
-    """A comparison in every third iteration, and critics in every second of these: the rest is as without the terms."""
+def test_between_image_losses_only_the_latent_loss_is_computed(tiny_state, draw_batch, monkeypatch, snapshot, changed):
+    """With image_every 3 and critic_every 2, iterations without images equal those of settings without image losses."""
     seeing = {"identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
     blind, state = tiny_state(**seeing), tiny_state(image_every=3, critic_every=2)
     assert schedule_of(state.settings).period == 6
     decode, decoded, seen = state.family.decode, [], []
     monkeypatch.setattr(state.family, "decode", lambda z: decoded.append(z) or decode(z))
-    looks_at(monkeypatch, seen)
+    record_forwards(monkeypatch, seen)
     names = {}
     for state.step in range(7):
         decoded.clear()
@@ -126,7 +124,7 @@ def test_between_comparisons_of_images_only_latents_are_compared(
     assert not any(name.startswith(("student/", "teacher/", "rows/", "text/")) for name in differing)
 
 
-def test_where_nothing_compares_latents_the_student_rests_between_comparisons(
+def test_without_a_latent_term_the_student_is_not_updated_between_image_losses(
     tiny_state, draw_batch, snapshot, changed
 ):
     state = tiny_state(image_every=2, mse_weight=0.0)
@@ -136,7 +134,9 @@ def test_where_nothing_compares_latents_the_student_rests_between_comparisons(
     assert not any(name.startswith(("student/", "critics/")) for name in changed(before, snapshot(state)))
 
 
-def test_without_alignment_the_student_rests_between_the_critics_turns(tiny_state, draw_batch, monkeypatch):
+def test_without_alignment_the_student_is_not_updated_between_adversarial_iterations(
+    tiny_state, draw_batch, monkeypatch
+):
     state = tiny_state(alignment_weight=0.0, critic_every=2)
     with watched(monkeypatch, state.family.student) as calls:
         for state.step in range(2):
@@ -144,9 +144,7 @@ def test_without_alignment_the_student_rests_between_the_critics_turns(tiny_stat
             assert len(calls) == 1
 
 
-def test_without_terms_that_see_images_nothing_is_decoded_between_the_critics_turns(
-    tiny_state, draw_batch, monkeypatch
-):
+def test_without_image_losses_nothing_is_decoded_between_adversarial_iterations(tiny_state, draw_batch, monkeypatch):
     state = tiny_state(critic_every=3, identity_weight=0.0, swd_weight=0.0)
     decode, decoded = state.family.decode, []
     monkeypatch.setattr(state.family, "decode", lambda z: decoded.append(z) or decode(z))

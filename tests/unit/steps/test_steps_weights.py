@@ -133,7 +133,7 @@ def test_presets_reach_the_steps(tiny_state, draw_batch, preset):
     assert same == (unaffected if preset == "tuned" else set(a))
 
 
-def test_the_small_dinov2_takes_the_larger_ones_place(tiny_state, draw_batch):
+def test_dinov2_small_replaces_dinov2(tiny_state, draw_batch):
     state = tiny_state(dinov2_backbone="dinov2-small")
     assert needed_backbones(state.settings) == {"clip": "clip", "dino": "dino", "dinov2": "dinov2-small"}
     assert state.backbones["dinov2"].spec.name == "dinov2-small"

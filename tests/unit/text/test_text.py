@@ -228,7 +228,7 @@ def test_a_prompt_is_cut_at_77_tokens_but_never_through_a_placeholder(encoder):
 
 
 def test_the_words_that_are_cut_are_named(encoder):
-    """What is lost is what two prompts of equal features differ by."""
+    """The named words are those whose removal leaves the features unchanged."""
     text = encoder.with_placeholders({"<new1>": 2})
     # 2 rows and 73 words are 75 tokens; the next ones are lost.
     prompt = "<new1> " + "very " * 73 + "wooden boat"

@@ -64,7 +64,7 @@ def test_features_equal_transformers_own_without_placeholders(encoder):
     assert torch.equal(encoder(PROMPTS), expected)
 
 
-def test_gradients_reach_the_rows_alone_and_equal_those_of_the_enlarged_table(encoder):
+def test_gradients_reach_only_the_rows_and_equal_those_of_the_enlarged_table(encoder):
     model = copy.deepcopy(encoder.model)
     text = TextEncoder(model, encoder.tokenizer).with_placeholders({"<new1>": 2})
     before = {n: t.clone() for n, t in model.state_dict().items()}
@@ -86,7 +86,7 @@ def test_gradients_reach_the_rows_alone_and_equal_those_of_the_enlarged_table(en
     assert torch.allclose(learned.grad, table.grad[VOCABULARY:], rtol=1e-4, atol=1e-6)
 
 
-def test_no_hook_stays_behind_even_after_a_failure(encoder):
+def test_hooks_are_removed_even_after_a_failure(encoder):
     text = encoder.with_placeholders({"<new1>": 1})
     plain = encoder(["a dog"])
     text(["a <new1> dog"], rows(1))
@@ -158,7 +158,7 @@ def test_the_vocabulary_is_clips():
     assert {w: tokenizer.get_vocab()[w] for w in words} == words
 
 
-def taught_by_hand(folder, *words):
+def with_words_by_hand(folder, *words):
     """A tokenizer of its own vocabulary, to which the words are added."""
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     for word in words:
@@ -174,7 +174,7 @@ def test_a_with_added_tokens_is_one_to_which_the_words_were_added_and_leaves_the
     two = with_added_tokens(one, ["qwvx"])
     prompts = [*PROMPTS, "a <new1>!, dog", "<new1><new1> qwvx", "qwvxs isn't qwvx", "é <NEW1>"]
     for found, words in ((plain, []), (one, ["<new1>"]), (two, ["<new1>", "qwvx"])):
-        expected = taught_by_hand(folder, *words)
+        expected = with_words_by_hand(folder, *words)
         assert len(found) == len(expected) == VOCABULARY + len(words)
         assert found.convert_tokens_to_ids(words) == expected.convert_tokens_to_ids(words)
         for prompt in prompts:
@@ -182,9 +182,9 @@ def test_a_with_added_tokens_is_one_to_which_the_words_were_added_and_leaves_the
                 assert found(prompt, **how).input_ids == expected(prompt, **how).input_ids, (prompt, how)
 
 
-def test_teaching_does_not_copy_the_vocabulary():
+def test_adding_placeholders_does_not_copy_the_vocabulary():
     tokenizer = clip_tokenizer(False)
-    # Copying 49152 words takes far longer than ten teachings do.
+    # Copying 49152 words takes far longer than adding placeholders ten times.
     began = time.perf_counter()
     copy.deepcopy(tokenizer)
     copying = time.perf_counter() - began

@@ -45,7 +45,7 @@ def test_the_teachers_loss_falls_on_one_photograph(tiny_state, draw_batch, make_
     assert loss() < falls_below * before
 
 
-def test_critics_learn_to_tell_photographs_from_a_student_that_stands_still(tiny_state, draw_batch):
+def test_critics_learn_to_tell_photographs_from_a_frozen_students_images(tiny_state, draw_batch):
     state = tiny_state(
         alignment_weight=0.0, teacher_weight=0.0, student_lr=0.0, token_lr=0.0, critic_lr=1e-3, weight_decay=0.0
     )
@@ -53,14 +53,14 @@ def test_critics_learn_to_tell_photographs_from_a_student_that_stands_still(tiny
     for role in ("dino", "dinov2", "clip"):
         first, last = (sum(row[f"critic_{role}"].item() for row in part) / 5 for part in (losses[:5], losses[-5:]))
         assert last < 0.7 * first
-        # Which is what makes the student's own task harder.
+        # Better critics raise the student's adversarial loss.
         assert losses[-1][f"adv_{role}"] > losses[0][f"adv_{role}"]
 
 
 # --- events and logs ------------------------------------------------------------------------------
 
 
-def test_a_run_tells_its_listener_what_happens_and_when(train_tiny, tmp_path):
+def test_a_run_sends_its_events_in_order(train_tiny, tmp_path):
     events = []
     run = train_tiny(
         tmp_path / "run", listen=events.append, iterations=5, log_every=2, checkpoint_every=3, preview_every=4
@@ -81,8 +81,8 @@ def test_a_run_tells_its_listener_what_happens_and_when(train_tiny, tmp_path):
     assert (finished["iterations"], finished["losses"]) == (5, rows[-1])
 
 
-def test_a_finished_run_tells_the_last_value_of_every_term(train_tiny, tmp_path):
-    """Whatever the turns of images: of five iterations, the first and the fourth compare them."""
+def test_a_finished_run_records_the_last_value_of_every_term(train_tiny, tmp_path):
+    """Also of terms that the last iteration does not compute: iterations 1 and 4 compute image losses."""
     run = train_tiny(tmp_path / "run", iterations=5, image_every=3, log_every=1)
     rows, losses = run.read_log("distil"), run.record["finished"]["distil"]["losses"]
     assert ["swd" in row for row in rows] == [True, False, False, True, False]

@@ -12,7 +12,7 @@ from echodistill_core.training.loop import preview
 from echodistill_core.training.steps import iterate
 
 
-def test_low_memory_mode_computes_in_parts_and_again_what_it_did_not_keep(tiny_state, draw_batch):
+def test_low_memory_mode_computes_in_parts_and_recomputes_activations(tiny_state, draw_batch):
     seen = {mode: {"student": [], "decoder": [], "dinov2": []} for mode in ("normal", "low")}
     for mode, calls in seen.items():
         state = tiny_state(memory_mode=mode, batch_size=3)
@@ -30,10 +30,10 @@ def test_low_memory_mode_computes_in_parts_and_again_what_it_did_not_keep(tiny_s
     assert seen["low"] == {"student": [1] * 6, "decoder": [1] * 9, "dinov2": [1] * 6}
 
 
-def test_low_memory_mode_holds_one_unet_on_a_device_with_memory_of_its_own(
+def test_low_memory_mode_keeps_one_unet_on_a_device_with_its_own_memory(
     tiny_family, tiny_state, draw_batch, monkeypatch
 ):
-    """Weights that are away hold no memory; losses are those of both at hand; afterwards everything is back."""
+    """Offloaded parameters are empty, losses are bit-identical to those without offloading, and restore returns all."""
     expected = tiny_state(memory_mode="low", batch_size=2)
     losses = [iterate(expected, draw_batch(expected, step)) for step in range(2)]
     monkeypatch.setattr(build, "ONE_MEMORY", ())
@@ -43,12 +43,12 @@ def test_low_memory_mode_holds_one_unet_on_a_device_with_memory_of_its_own(
     unets = {"student": family.student.unet, "teacher": family.teacher.unet}
     away = []
 
-    def look_around(*_):
+    def record_empty(*_):
         away.append({role for role, unet in unets.items() if unet.conv_in.weight.numel() == 0})
 
-    family.vae.decoder.conv_in.register_forward_hook(look_around)
+    family.vae.decoder.conv_in.register_forward_hook(record_empty)
     for unet in unets.values():
-        unet.mid_block.register_forward_hook(look_around)
+        unet.mid_block.register_forward_hook(record_empty)
     for step, wanted in enumerate(losses):
         found = iterate(run, draw_batch(run, step))
         assert found.keys() == wanted.keys()

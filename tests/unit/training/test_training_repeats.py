@@ -43,7 +43,7 @@ photographs = load_photographs({str(photographs)!r})
 train(photographs, open_family(sources), settings, sources, {str(tmp_path / "child")!r}, lambda event: None)
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    # Its logs, previews and checkpoints came at other times, which must not matter.
+    # It also logged, previewed and saved at other steps, which must not change the result.
     assert stage_files(open_run(tmp_path / "child")) == first
 
 
@@ -74,7 +74,7 @@ def test_the_largest_seed_works(tiny_state, draw_batch):
     assert torch.isfinite(preview(state)).all()
 
 
-def test_batches_drawn_ahead_are_those_drawn_in_turn_and_a_checkpoint_cannot_tell(photographs, quick_settings):
+def test_prefetched_batches_and_generator_states_equal_those_drawn_in_turn(photographs, quick_settings):
     images = square_images(load_photographs(photographs), 64, "center")
     source = TrainingImages(images, quick_settings(batch_size=2), 8)
     seen = {}
@@ -91,7 +91,7 @@ def test_batches_drawn_ahead_are_those_drawn_in_turn_and_a_checkpoint_cannot_tel
     assert list(batches(source, range(4, 4), generator, torch.device("cpu"), ahead=True)) == []
 
 
-def test_a_mistake_while_drawing_ahead_is_raised_at_its_batch(photographs, quick_settings):
+def test_an_error_while_prefetching_is_raised_at_its_batch(photographs, quick_settings):
     images = square_images(load_photographs(photographs), 64, "center")
     source = TrainingImages(images, quick_settings(), 8)
 
@@ -108,7 +108,7 @@ def test_a_mistake_while_drawing_ahead_is_raised_at_its_batch(photographs, quick
 
 
 def test_training_works_inside_inference_mode(train_tiny, tiny_family, tmp_path):
-    # As in programs that switch gradients off for everything they run.
+    # As in ComfyUI, which runs nodes in inference mode.
     expected = stage_files(train_tiny(tmp_path / "outside"))
     with torch.inference_mode():
         assert stage_files(train_tiny(tmp_path / "inside")) == expected

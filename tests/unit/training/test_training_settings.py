@@ -49,7 +49,7 @@ def test_a_text_encoder_of_its_own_gives_each_adapter_its_rows(train_tiny, tmp_p
     }
     assert torch.equal(rows["shared", "student"], rows["shared", "teacher"])
     assert not torch.equal(rows["own", "student"], rows["own", "teacher"])
-    assert torch.equal(rows["own", "teacher"], rows["shared", "teacher"])  # the teacher does not notice
+    assert torch.equal(rows["own", "teacher"], rows["shared", "teacher"])  # the teacher's rows are unaffected
     keys = [n for n in read_tensors(own.path("distil", "checkpoint.safetensors")) if n.startswith("rows/")]
     assert sorted(keys) == ["rows/student", "rows/teacher"]
 
@@ -120,7 +120,7 @@ def test_a_run_in_which_nothing_would_learn_is_refused(tiny_state, off):
         tiny_state(**{"teacher_weight": 0.0, "alignment_weight": 0.0, "adversarial_weight": 0.0, **off})
 
 
-def test_a_token_alone_learns_from_whoever_learns(tiny_state):
+def test_a_token_alone_is_trained_by_the_teacher_or_else_by_the_student(tiny_state):
     assert len(tiny_state(trainable="token", teacher_weight=0.0).trainables.parameters("student")) == 1
     state = tiny_state(trainable="token")
     assert (len(state.trainables.parameters("student")), len(state.trainables.parameters("teacher"))) == (0, 1)

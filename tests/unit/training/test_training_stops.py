@@ -35,7 +35,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert changed(before, snapshot(family)) == set()
     if log_every == 2 or value == "inf":
         return
-    # Once the cause is gone it goes on from there, as if nothing had happened.
+    # Without the cause it resumes from the checkpoint and ends with the same bytes.
     monkeypatch.setattr(steps, "ms_swd_along", original)
     resumed = train_tiny(tmp_path / "run", **settings)
     assert stage_files(resumed) == stage_files(train_tiny(tmp_path / "whole", **settings))

@@ -112,7 +112,7 @@ def test_low_rank_updates_start_at_the_weight_and_are_no_larger_than_it():
 
 @pytest.mark.parametrize("trainable", ["kv+token", "lora+token", "full+token"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_release_gives_back_every_weight(tiny_family, tiny_state, draw_batch, snapshot, changed, trainable, precision):
+def test_restore_returns_every_weight(tiny_family, tiny_state, draw_batch, snapshot, changed, trainable, precision):
     family = tiny_family()
     before = snapshot(family)
     networks = (family.student.unet, family.teacher.unet, family.text.model, family.vae)
@@ -122,7 +122,7 @@ def test_release_gives_back_every_weight(tiny_family, tiny_state, draw_batch, sn
     )
     iterate(state, draw_batch(state))
     assert changed(before, snapshot(family)) != set()
-    for _ in range(2):  # twice is as good
+    for _ in range(2):  # a second call changes nothing
         state.family.restore()
         assert changed(before, snapshot(family)) == set()
         assert [sorted(n for n, _ in network.named_parameters()) for network in networks] == names
@@ -170,7 +170,7 @@ def test_a_run_leaves_everything_frozen_bit_unchanged(
     family, backbones = tiny_family(), {}
     load = session.load_backbones
     monkeypatch.setattr(session, "load_backbones", lambda *args: backbones.update(load(*args)) or backbones)
-    before, during, looks = snapshot(family), [], []
+    before, during, backbone_tensors = snapshot(family), [], []
 
     def features():
         return {f"{r}/{n}": t.clone() for r, b in backbones.items() for n, t in b.state_dict().items()}
@@ -178,15 +178,15 @@ def test_a_run_leaves_everything_frozen_bit_unchanged(
     def listen(event):
         if isinstance(event, StepDone):
             during.append(snapshot(family))
-            looks.append(features())
+            backbone_tensors.append(features())
 
     train_tiny(tmp_path / "run", family, listen, iterations=3)
     kv = {f"{role}/{n}" for role in ("student", "teacher") for n in trained_names(getattr(family, role).unet, "kv")}
     assert len(kv) == 28
     assert [changed(before, d) for d in during] == [kv] * 3
     assert changed(during[0], during[2]) == kv
-    assert changed(looks[0], looks[2]) == set()
+    assert changed(backbone_tensors[0], backbone_tensors[2]) == set()
     reference = load({"dino": "dino", "dinov2": "dinov2", "clip": "clip"}, "tiny")
     unused = {f"{r}/{n}": t for r, b in reference.items() for n, t in b.state_dict().items()}
-    assert changed(looks[2], unused) == set()
+    assert changed(backbone_tensors[2], unused) == set()
     assert changed(before, snapshot(family)) == set()
