@@ -1,12 +1,11 @@
 """Equal seeds give equal files, whatever the global random state, the process or the order of drawing."""
 
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from children import run_child
 from run_files import silent, stage_files
 
 from echodistill_core.concept.images import square_images
@@ -19,6 +18,7 @@ from echodistill_core.training.run import open_run
 from echodistill_core.training.steps import iterate
 
 
+@pytest.mark.slow
 def test_same_seed_same_files_and_other_seed_others(train_tiny, photographs, tmp_path):
     first, again, other = (
         stage_files(train_tiny(tmp_path / name, iterations=3, seed=seed))
@@ -42,7 +42,8 @@ settings = from_options(TrainSettings, {{
 photographs = load_photographs({str(photographs)!r})
 train(photographs, open_family(sources), settings, sources, {str(tmp_path / "child")!r}, lambda event: None)
 """
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    child = run_child(program)
+    assert child.returncode == 0, child.stderr
     # It also logged, previewed and saved at other steps, which must not change the result.
     assert stage_files(open_run(tmp_path / "child")) == first
 
