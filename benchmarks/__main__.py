@@ -17,7 +17,7 @@ from .measure import argument_parser
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 1 if any benchmark failed; the others still run."""
-    options = argument_parser(__doc__, out_required=True).parse_args(arguments)
+    options = argument_parser("benchmarks", __doc__, out_required=True).parse_args(arguments)
     common = ["--scale", options.scale, "--device", options.device]
     status = 0
     for benchmark in (train_step, sample, memory, scaling):

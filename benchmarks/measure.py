@@ -153,12 +153,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
-def argument_parser(description: str | None, *, out_required: bool = False) -> argparse.ArgumentParser:
+def argument_parser(command: str, description: str | None, *, out_required: bool = False) -> argparse.ArgumentParser:
     """A parser with the options of every measuring benchmark: --scale, --device and --out.
 
-    description: a module's docstring, of which the help shows the first line.
+    command: the module that `python -m` runs. description: its docstring; the help shows the first line.
     """
-    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {command}", description=(description or "").split("\n")[0])
     parser.add_argument("--scale", choices=["tiny", "full"], default="tiny", help="size of the random models")
     parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda")
     figures = "folder of the figures" if out_required else "JSON file of the figures; existing cells are kept"

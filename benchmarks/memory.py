@@ -70,7 +70,7 @@ def _gib(size: int | None) -> str:
 
 def main(arguments: Sequence[str] | None = None, *, isolated: bool = True) -> int:
     """Run the command. Returns the exit status. isolated: False measures in this process, for tests."""
-    parser = argument_parser(__doc__)
+    parser = argument_parser("benchmarks.memory", __doc__)
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES), help="training modes")
     parser.add_argument(
         "--resolution", type=int, default=0, help="with --counted: side in pixels; 0 takes the family's own"

@@ -232,7 +232,7 @@ def _comfyui_prompt(seed: int, adapter: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
-    parser = argument_parser(__doc__)
+    parser = argument_parser("benchmarks.sample", __doc__)
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="batch sizes")
     parser.add_argument(
         "--comfyui", default="", help="URL of a running ComfyUI with this node pack; only its prompts are timed"

@@ -108,7 +108,7 @@ def report(figures: Figures, axes: Sequence[str], scale: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
-    parser = argument_parser(__doc__)
+    parser = argument_parser("benchmarks.scaling", __doc__)
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES), help="axes to measure")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)

@@ -100,7 +100,7 @@ def _optimizer_steps(state: TrainState) -> Work:
     return work
 
 
-# Table rows of the parts whose names in figure files do not explain themselves.
+# Printed names of parts; figure files keep the shorter ones.
 PART_LABELS = {
     "decode of it": "decode teacher target",
     "identity of it": "identity features of teacher target",
@@ -252,7 +252,7 @@ def report(figures: Figures, modes: Sequence[str], precision: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
-    parser = argument_parser(__doc__)
+    parser = argument_parser("benchmarks.train_step", __doc__)
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES), help="training modes")
     parser.add_argument("--precision", choices=list(DTYPES), help="of the modes; default: bf16 on a GPU, else fp32")
     parser.add_argument("--resolution", type=int, default=0, help="side in pixels; 0 takes the family's own")
