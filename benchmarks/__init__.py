@@ -1,1 +1,1 @@
-"""What the README's figures come from: each module is one command that prints a table and writes JSON."""
+"""The benchmarks: each command prints a table and writes its figures as JSON with --out."""

@@ -1,4 +1,4 @@
-"""The steps of the full-architecture benchmark that run in processes of their own, so that memory is each one's."""
+"""The jobs of the full-architecture benchmark. Each runs in its own process, so that memory is measured per job."""
 
 from __future__ import annotations
 
@@ -35,8 +35,11 @@ T = TypeVar("T")
 Hashes = dict[str, str]
 
 
-def run_alone(isolated: bool, job: Callable[..., T], *arguments: Any) -> T:
-    """Run a job in a fresh process, so that its memory is its own, or (for tests) in this one."""
+def run_isolated(isolated: bool, job: Callable[..., T], *arguments: Any) -> T:
+    """Run a job in a new process and return its result. isolated: False runs it in this process, for tests.
+
+    Raises EchoDistillError if the process is killed, usually because memory ran out.
+    """
     if not isolated:
         return job(*arguments)
     try:
@@ -44,58 +47,58 @@ def run_alone(isolated: bool, job: Callable[..., T], *arguments: Any) -> T:
             return pool.submit(job, *arguments).result()
     except BrokenProcessPool as error:
         raise EchoDistillError(
-            f"the process of {job.__name__} was killed, as systems do when memory runs out; expected about 12 GB free: "
-            "close other programs or take --scale tiny."
+            f"the process of {job.__name__} was killed, probably because memory ran out; expected about 12 GB of free "
+            "memory: close other programs or use --scale tiny."
         ) from error
 
 
 def write(folder: str, file: str, role: str, scale: str, dtype: str) -> dict[str, Any]:
-    """Job: write one checkpoint in both layouts; return its hashes and the number of parameters of each part."""
+    """Job: write one checkpoint in both layouts. Returns its hashes and the number of parameters of each network."""
     architecture = rc.SCALES[scale]
     networks = rc.random_checkpoint(role, architecture, rc.DTYPES[dtype])
-    truth = rc.hashes(networks)
+    written = rc.hashes(networks)
     numbers = {part: sum(t.numel() for t in tensors.values()) for part, tensors in networks.items()}
     rc.write_folder(Path(folder), role, networks, architecture)
     numbers.update(rc.write_file(Path(file), role, networks, architecture))
-    return {"hashes": truth, "numbers": numbers}
+    return {"hashes": written, "numbers": numbers}
 
 
 def load(sources: Mapping[str, str], predictions: Mapping[str, str]) -> dict[str, Any]:
-    """Job: load a teacher, a student or both; return time, memory, hashes, prediction types and layers.
+    """Job: load a teacher, a student or both. Returns time, memory, hashes, prediction types, layers and warnings.
 
-    Importing is not counted: a tiny family is built first, which imports everything that loading needs.
+    sources: path of a folder or file by role. predictions: prediction type or "auto" by role.
+    A tiny family is loaded first, so that imports count neither as time nor as memory.
     """
     load_family(tiny_checkpoint("student"), architecture=TINY)
     before = memory()
     started = time.perf_counter()
-    alone = next(iter(sources)) if len(sources) == 1 else "student"
+    role = next(iter(sources)) if len(sources) == 1 else "student"
     family = load_family(
-        sources[alone],
+        sources[role],
         sources["teacher"] if len(sources) > 1 else None,
-        student_prediction=predictions[alone],
+        student_prediction=predictions[role],
         teacher_prediction=predictions.get("teacher", "auto"),
     )
     seconds = time.perf_counter() - started
     loaded = memory()
-    denoisers = (
-        {alone: family.student} if family.teacher is None else {"teacher": family.teacher, alone: family.student}
-    )
-    found = rc.hashes(
-        {f"{role}.unet": denoiser.unet.state_dict() for role, denoiser in denoisers.items()}
+    denoisers = {} if family.teacher is None else {"teacher": family.teacher}
+    denoisers[role] = family.student
+    hashes = rc.hashes(
+        {f"{name}.unet": denoiser.unet.state_dict() for name, denoiser in denoisers.items()}
         | {"text_encoder": _text_tensors(family), "vae": family.vae.state_dict()}
     )
     return {
         "seconds": seconds,
         "memory": {"loaded": _growth(before, loaded), "touched": _growth(before, memory())},
-        "hashes": found,
-        "predictions": {role: denoiser.schedule.prediction_type for role, denoiser in denoisers.items()},
+        "hashes": hashes,
+        "predictions": {name: denoiser.schedule.prediction_type for name, denoiser in denoisers.items()},
         "text_layers": family.text.model.config.num_hidden_layers,
         "warnings": family.warnings,
     }
 
 
 def convert(file: str, folder: str, dtype: str) -> Hashes:
-    """Job: the hashes of what diffusers' own converter makes of a single file, with a folder's configurations."""
+    """Job: convert a single file by diffusers, with a folder's configurations. Returns the hashes of the result."""
     with _quiet_diffusers():
         pipeline = StableDiffusionPipeline.from_single_file(
             file, config=folder, torch_dtype=rc.DTYPES[dtype], local_files_only=True
@@ -105,7 +108,7 @@ def convert(file: str, folder: str, dtype: str) -> Hashes:
 
 
 def adapt_and_sample(file: str, adapter_file: str) -> dict[str, Any]:
-    """Job: write and read an adapter for all keys and values; with it on, make one 64x64 picture in one step."""
+    """Job: write and read an adapter for all keys and values, apply it, and sample one 64x64 image in one step."""
     before = memory()
     family = load_family(file)
     unet = {n: t for n, t in family.student.unet.state_dict().items() if ".attn2.to_k." in n or ".attn2.to_v." in n}
@@ -114,13 +117,13 @@ def adapt_and_sample(file: str, adapter_file: str) -> dict[str, Any]:
     deltas = {n: 0.01 * t for n, t in rc.random_tensors(shapes, 4, torch.float32).items()}
     token_embeddings = family.text.noun_embeddings("dog", 1)
     settings = dataclasses.asdict(TrainSettings(class_noun="dog"))
-    written = Adapter(
+    adapter = Adapter(
         token_embeddings, deltas, metadata=describe_run(family, "student", settings, "distil", settings["iterations"])
     )
     path = Path(adapter_file)
-    write_seconds, _ = _timed(lambda: write_adapter(path, written, family.architecture))
+    write_seconds, _ = _timed(lambda: write_adapter(path, adapter, family.architecture))
     read_seconds, read = _timed(lambda: read_adapter(path))
-    mismatches = compare(_adapter_hashes(written), _adapter_hashes(read))
+    mismatches = compare(_adapter_hashes(adapter), _adapter_hashes(read))
     with _quiet_diffusers():
         cast_seconds, _ = _timed(lambda: family.to("cpu", torch.float32))
     with personalised(family, [read]) as model:
@@ -147,7 +150,7 @@ def adapt_and_sample(file: str, adapter_file: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Without its progress bar and its remarks on safety checkers and on casting."""
+    """Suppress diffusers' progress bar and its warnings about safety checkers and casting."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
@@ -173,7 +176,7 @@ def _adapter_hashes(adapter: Adapter) -> Hashes:
 
 
 def _growth(before: Memory, after: Memory) -> dict[str, int | None]:
-    """Bytes above the resident memory of before: the most it ever was, and what of it no file backs at present."""
+    """Bytes above the resident memory before: the peak, and the memory that no file backs. None where unknown."""
     peak = None if after.peak is None or before.now is None else after.peak - before.now
     anonymous = None
     if after.anonymous is not None and before.anonymous is not None:
@@ -181,6 +184,6 @@ def _growth(before: Memory, after: Memory) -> dict[str, int | None]:
     return {"peak": peak, "anonymous": anonymous}
 
 
-def compare(truth: Hashes, found: Hashes) -> list[str]:
-    """The names that only one side has, or whose hashes differ."""
-    return sorted(name for name in truth.keys() | found.keys() if truth.get(name) != found.get(name))
+def compare(expected: Hashes, actual: Hashes) -> list[str]:
+    """The sorted names that only one side has, or whose hashes differ."""
+    return sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))

@@ -1,9 +1,9 @@
 """Memory and operations of a full-size training step, counted without computing it.
 
-Networks and steps are the package's own, on tensors that have shape, type and a storage, but no numbers (torch's
-FakeTensorMode): so a machine without a GPU tells what a GPU's allocator would be asked for. Not in it: what cuDNN and
-cuBLAS take to work in, fragmentation, and CUDA's own context. Reading a number back raises an error, as there is none,
-so that steps which run here make no host wait for its GPU.
+The package's own networks and steps run on tensors with shape, dtype and storage but no data (torch's FakeTensorMode).
+A machine without a GPU can thus count the bytes that a step would request from CUDA's allocator. Workspaces of cuDNN
+and cuBLAS, fragmentation and the CUDA context are not included. Reading a value from such a tensor raises an error, so
+a step that runs here never makes the host wait for its GPU.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
 
 from . import random_checkpoint as rc
-from .measure import counting
+from .measure import flop_counter
 
-BLOCK = 512  # bytes; CUDA's allocator rounds up to them
+BLOCK = 512  # bytes; CUDA's allocator rounds each request up to a multiple
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Of an iteration, by step.
+class CountedIteration:
+    """The counted cost of an iteration.
 
-    weights: bytes before the first iteration. peak: bytes at the most once the optimisers' moments are there, in the
-    critics' turn. flop: floating-point operations, in the mean over a cycle of turns.
+    weights: bytes before the first iteration.
+    peak: highest bytes by step, in an iteration with images and critics, when the optimisers' moments exist.
+    flop: floating-point operations by step, the mean over the loss schedule's period.
     """
 
     weights: int
@@ -60,68 +61,74 @@ class Counted:
     flop: dict[str, int]
 
 
-class Live(TorchDispatchMode):
-    """Bytes of the storages that are alive, and at the most. Those set apart are elsewhere and do not count."""
+class LiveMemoryCounter(TorchDispatchMode):
+    """Counts the bytes of all live storages of the device.
+
+    current: bytes now. peak: the highest value of current; callers may reset it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.current = self.peak = 0
         self._sizes: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
 
-    def set_apart(self, tensor: Tensor) -> None:
-        """Count this tensor's storage as the host's."""
+    def exclude(self, tensor: Tensor) -> None:
+        """Stop counting this tensor's storage, as it is in host memory."""
         size = self._sizes[tensor.untyped_storage()]
-        self._gone(size)
+        self._release(size)
         size[0] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and see what it made."""
+        """Run the operation and track the storages of its outputs."""
         out = func(*args, **(kwargs or {}))
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor) and tensor.device.type != "meta":
-                self._see(tensor.untyped_storage())
+                self._track(tensor.untyped_storage())
         return out
 
-    def _see(self, storage: Any) -> None:
+    def _track(self, storage: Any) -> None:
         if storage not in self._sizes:
             self._sizes[storage] = size = [-(-storage.nbytes() // BLOCK) * BLOCK]
-            weakref.finalize(storage, self._gone, size)
-            self.now += size[0]
-            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._release, size)
+            self.current += size[0]
+            self.peak = max(self.peak, self.current)
 
-    def _gone(self, size: list[int]) -> None:
-        self.now -= size[0]
+    def _release(self, size: list[int]) -> None:
+        self.current -= size[0]
 
 
-def count(settings: TrainSettings, scale: str = "full") -> Counted:
-    """Count two iterations of these settings; resolution 0 takes the architecture's own."""
+def count_iteration(settings: TrainSettings, scale: str = "full") -> CountedIteration:
+    """Count the memory and operations of an iteration with these settings; resolution 0 takes the architecture's own.
+
+    Operations are counted over one period of the loss schedule, memory in one more iteration.
+    """
     architecture = rc.SCALES[scale]
     batch = _batch(settings, architecture)
-    with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, _as_on_a_gpu(live):
-        run = _state(settings, architecture, scale)
-        weights, peak = live.now, {}
-        flop = dict.fromkeys(_steps(run, batch), 0)
-        for run.step in range(schedule_of(settings).period):
-            for name, step in _steps(run, batch).items():
-                with counting() as counter:
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveMemoryCounter() as live, _emulate_gpu(live):
+        state = _state(settings, architecture, scale)
+        weights, peak = live.current, {}
+        flop = dict.fromkeys(_steps(state, batch), 0)
+        for state.step in range(schedule_of(settings).period):
+            for name, step in _steps(state, batch).items():
+                with flop_counter() as counter:
                     step()
                 flop[name] += counter.get_total_flops() // schedule_of(settings).period
         gc.collect()
-        run.step = 0
-        # Without the counter, which holds on to what it has seen.
-        for name, step in _steps(run, batch).items():
-            live.peak = live.now
+        state.step = 0
+        # Memory is measured without the FLOP counter, which keeps references to tensors.
+        for name, step in _steps(state, batch).items():
+            live.peak = live.current
             step()
             peak[name] = live.peak
-    return Counted(weights, peak, flop)
+    return CountedIteration(weights, peak, flop)
 
 
-def _steps(run: TrainState, batch: Batch) -> dict[str, Callable[[], object]]:
-    made: list[Any] = []
+def _steps(state: TrainState, batch: Batch) -> dict[str, Callable[[], object]]:
+    student_outputs: list[Any] = []
     return {
-        "teacher": lambda: teacher_step(run, batch),
-        "student": lambda: made.append(student_step(run, batch)[1]),
-        "critics": lambda: critic_step(run, batch, made.pop()),
+        "teacher": lambda: teacher_step(state, batch),
+        "student": lambda: student_outputs.append(student_step(state, batch)[1]),
+        "critics": lambda: critic_step(state, batch, student_outputs.pop()),
     }
 
 
@@ -133,7 +140,7 @@ def _batch(settings: TrainSettings, architecture: Architecture) -> Batch:
 
 
 def _state(settings: TrainSettings, architecture: Architecture, scale: str) -> TrainState:
-    """A state at step 0, of networks without numbers in the precision that they will have."""
+    """A training state at step 0, of networks without data in the precision of the settings."""
     dtype = DTYPES[settings.precision]
     schedule = torch.linspace(0.99, 0.005, 1000)
     specs = SPECS if scale == "full" else TINY_SPECS
@@ -154,15 +161,19 @@ def _state(settings: TrainSettings, architecture: Architecture, scale: str) -> T
     family = Family("counted", architecture, student, teacher, encoder, vae, "").freeze()
     family.loaded = {}
     family.text = family.text.with_placeholders({settings.placeholder: settings.vectors})
-    run = build.new_state(family, backbones, settings)
-    # Reading it asks whether the prompt has a placeholder, and there are no numbers to ask.
-    run._unconditional = TextConditioning(torch.empty(1, 77, encoder.width, dtype=dtype))
-    return run
+    state = build.new_state(family, backbones, settings)
+    # Encoding the empty prompt would search its token ids for a placeholder, and these tensors hold no ids.
+    state._unconditional = TextConditioning(torch.empty(1, 77, encoder.width, dtype=dtype))
+    return state
 
 
 @contextmanager
-def _as_on_a_gpu(live: Live) -> Iterator[None]:
-    """Sort in torch, keep the idle UNet apart in low mode, and change modules as tensors without numbers allow."""
+def _emulate_gpu(live: LiveMemoryCounter) -> Iterator[None]:
+    """Make the package treat the device as a GPU.
+
+    Sorting uses torch, and the UNet that is offloaded in low memory mode does not count. nn.Module._apply replaces
+    parameters instead of their data, because tensors without data do not support the latter.
+    """
 
     def apply(self: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         for module in self.modules():
@@ -177,15 +188,15 @@ def _as_on_a_gpu(live: Live) -> Iterator[None]:
 
     on_host = offload._on_host
 
-    def elsewhere(network: nn.Module) -> dict[str, Tensor]:
-        found = on_host(network)
-        for tensor in found.values():
-            live.set_apart(tensor)
-        return found
+    def excluded_on_host(network: nn.Module) -> dict[str, Tensor]:
+        tensors = on_host(network)
+        for tensor in tensors.values():
+            live.exclude(tensor)
+        return tensors
 
     with (
         mock.patch.object(nn.Module, "_apply", apply),
-        mock.patch.object(offload, "_on_host", elsewhere),
+        mock.patch.object(offload, "_on_host", excluded_on_host),
         mock.patch.object(build, "ONE_MEMORY", ()),
         mock.patch.object(build, "computes_bf16", return_value=True),
         mock.patch.object(ms_swd, "sorted_last", lambda x: tuple(x.sort(dim=-1))),

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and how much memory this process holds."""
+"""A description of the machine, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory of this process, in bytes; None where the system does not tell.
+    """Resident memory of this process in bytes; None where the system does not report it.
 
-    peak: the most it ever was. now: at present. anonymous: of `now`, what no file backs: the rest are pages of mapped
-    files, which the system can drop and read again.
+    peak: the highest value so far. now: the current value. anonymous: the part of `now` that no file backs; the other
+    pages belong to mapped files, so the system can drop them and read them again.
     """
 
     peak: int | None
@@ -29,9 +29,9 @@ class Memory:
 
 
 def memory() -> Memory:
-    """Measure this process."""
+    """Read the memory of this process from the system."""
     if _STATUS.is_file():
-        # VmHWM is getrusage's ru_maxrss, except that ru_maxrss begins with the memory of the parent process.
+        # VmHWM rather than getrusage's ru_maxrss, which starts from the memory of the parent process.
         rows = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
         peak, now, anonymous = (int(rows[key].split()[0]) * 1024 for key in ("VmHWM", "VmRSS", "RssAnon"))
         return Memory(peak, now, anonymous)
@@ -44,8 +44,8 @@ def memory() -> Memory:
 
 
 def describe() -> dict[str, str | int | float]:
-    """Processor, cores, memory (bytes), what else it was doing, system and library versions."""
-    found: dict[str, str | int | float] = {
+    """Processor, cores, memory (bytes), load average, system, and versions of Python and libraries."""
+    facts: dict[str, str | int | float] = {
         "cpu": _cpu(),
         "cores": os.cpu_count() or 0,
         "torch_threads": torch.get_num_threads(),
@@ -53,10 +53,10 @@ def describe() -> dict[str, str | int | float]:
         "python": platform.python_version(),
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["memory"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        facts["memory"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if hasattr(os, "getloadavg"):
-        found["load_average_5_minutes"] = os.getloadavg()[1]
-    return {**found, **{name: version(name) for name in LIBRARIES}}
+        facts["load_average_5_minutes"] = os.getloadavg()[1]
+    return {**facts, **{name: version(name) for name in LIBRARIES}}
 
 
 def _cpu() -> str:

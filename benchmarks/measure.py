@@ -1,7 +1,8 @@
-"""Time, memory and arithmetic of a piece of work, and a JSON file of figures that a later run goes on with."""
+"""Time, memory and floating-point operations of a function; resumable JSON files of figures; tables; arguments."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -20,17 +21,20 @@ from echodistill_core.files import write_json
 from .machine import describe, memory
 
 Work = Callable[[], object]
-# What a GPU's clock and a CPU's caches need before figures repeat.
+# A GPU's clock and a CPU's caches settle during the warm-up.
 WARM_UP, REPEATS = 3, 7
-_CLEAR = Path("/proc/self/clear_refs")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: the median of the repeats. fastest, slowest: of them. peak: bytes at the most while it ran, the memory
-    that was there before included (a GPU's allocator, or resident memory); None where the system does not tell.
-    flop: floating-point operations counted by torch, 2 for a multiplication with its addition; 0 for what it does not
-    count, as sorting.
+    """The cost of one call.
+
+    seconds: the median of the repeats. fastest, slowest: their range in seconds.
+    peak: highest bytes in use during the repeats, earlier allocations included: of the CUDA allocator, or resident
+        memory; None where the system does not report it.
+    flop: floating-point operations counted by torch. A multiply-add counts 2; sorting and other operations without a
+        formula count 0.
     """
 
     seconds: float
@@ -39,17 +43,17 @@ class Cost:
     peak: int | None
     flop: int
 
-    def each(self, count: int) -> Cost:
-        """Of one of `count` equal pieces that were measured together."""
+    def per_iteration(self, count: int) -> Cost:
+        """The cost of one of `count` iterations that were measured in one call."""
         times = (self.seconds / count, self.fastest / count, self.slowest / count)
         return Cost(*times, self.peak, self.flop // count)
 
 
 def cost(work: Work, device: torch.device, warm_up: int = WARM_UP, repeats: int = REPEATS) -> Cost:
-    """Measure a piece of work that can be repeated. It is counted in the warm-up; without one, its flop is 0."""
+    """Measure a repeatable function. Operations are counted in the first warm-up call; without one, flop is 0."""
     flop = 0
     if warm_up:
-        with counting() as counter:
+        with flop_counter() as counter:
             work()
         flop = counter.get_total_flops()
     for _ in range(warm_up - 1):
@@ -57,56 +61,56 @@ def cost(work: Work, device: torch.device, warm_up: int = WARM_UP, repeats: int 
     _reset_peak(device)
     times = []
     for _ in range(repeats):
-        wait(device)
-        begun = time.perf_counter()
+        synchronize(device)
+        started = time.perf_counter()
         work()
-        wait(device)
-        times.append(time.perf_counter() - begun)
+        synchronize(device)
+        times.append(time.perf_counter() - started)
     return Cost(statistics.median(times), min(times), max(times), _peak(device), flop)
 
 
-def counting() -> FlopCounterMode:
-    """A counter of floating-point operations, the CPU's kernel for attention included, which torch's leaves out."""
+def flop_counter() -> FlopCounterMode:
+    """torch's counter of floating-point operations, extended to the CPU's fused attention."""
     aten = torch.ops.aten
-    own = {
+    cpu_attention = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flop,
     }
-    return FlopCounterMode(display=False, custom_mapping=own)
+    return FlopCounterMode(display=False, custom_mapping=cpu_attention)
 
 
-def matrix_ceiling(device: torch.device, dtype: torch.dtype, side: int = 0) -> float:
-    """Floating-point operations a second of a square matrix product, the most that this device does in this precision.
+def matmul_throughput(device: torch.device, dtype: torch.dtype, side: int = 0) -> float:
+    """Operations per second of a square matrix product: the practical peak of this device in this precision.
 
-    side: of the matrices; 0 takes 8192 on a GPU and 1024 on a CPU.
+    side: rows and columns of the matrices; 0 takes 8192 on a GPU and 1024 on a CPU.
     """
     side = side or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / cost(lambda: a @ b, device, repeats=20).fastest
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all work in its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def now(device: torch.device) -> int | None:
-    """Bytes in use at present: a GPU's allocator, or resident memory; None where the system does not tell."""
-    wait(device)
+def memory_in_use(device: torch.device) -> int | None:
+    """Current bytes of the CUDA allocator, or of resident memory; None where the system does not report it."""
+    synchronize(device)
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else memory().now
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words."""
+    """The model name of the GPU or the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(describe()["cpu"])
 
 
 class Figures:
-    """A JSON file of measured cells with machine, versions and settings.
+    """A JSON file of measured cells, with the machine, library versions and settings.
 
-    A cell that is in the file is not measured again, so an interrupted run goes on where it stopped.
-    Raises InputError for a file of another benchmark, device or other settings.
+    Cells that are in the file are not measured again, so an interrupted run continues.
+    Raises InputError for a file of another benchmark, another device or other settings.
     """
 
     def __init__(self, path: Path | None, benchmark: str, device: torch.device, settings: dict[str, Any]) -> None:
@@ -119,34 +123,47 @@ class Figures:
             "cells": {},
         }
         if path is not None and path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
             for key, value in identity.items():
-                if found.get(key) != value:
+                if stored.get(key) != value:
                     raise InputError(
-                        f"{path} holds figures of {key} {found.get(key)!r}; expected {value!r}: give another --out, or "
-                        "delete it."
+                        f"{path} holds figures of {key} {stored.get(key)!r}; expected {value!r}: give another --out, "
+                        "or delete the file."
                     )
-            self.record = found
+            self.record = stored
 
     def cell(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The cell's figures: those of the file, or measured now and kept. A Cost is kept as a dictionary."""
+        """Return a cell from the file, or measure and store it. A Cost is stored as a dictionary."""
         if name not in self.record["cells"]:
-            found = measure()
-            self.record["cells"][name] = asdict(found) if isinstance(found, Cost) else found
+            value = measure()
+            self.record["cells"][name] = asdict(value) if isinstance(value, Cost) else value
             if self.path is not None:
                 write_json(self.path, self.record)
         return self.record["cells"][name]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as they need, the first to the left and the others to the right."""
+    """A text table: each column as wide as its widest cell, the first left-aligned, the others right-aligned."""
     lines = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    drawn = []
+    text = []
     for first, *others in lines:
         right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        drawn.append("  ".join([first.ljust(widths[0]), *right]))
-    return "\n".join([drawn[0], "-" * len(drawn[0]), *drawn[1:]])
+        text.append("  ".join([first.ljust(widths[0]), *right]))
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def argument_parser(command: str, description: str | None, *, out_required: bool = False) -> argparse.ArgumentParser:
+    """A parser with the options of every measuring benchmark: --scale, --device and --out.
+
+    command: the module that `python -m` runs. description: its docstring; the help shows the first line.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {command}", description=(description or "").split("\n")[0])
+    parser.add_argument("--scale", choices=["tiny", "full"], default="tiny", help="size of the random models")
+    parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda")
+    figures = "folder of the figures" if out_required else "JSON file of the figures; existing cells are kept"
+    parser.add_argument("--out", type=Path, required=out_required, help=figures)
+    return parser
 
 
 def _attention_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -160,8 +177,8 @@ def _attention_backward_flop(gradient: Any, query: Any, key: Any, value: Any, *_
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR.exists():
-        _CLEAR.write_text("5", encoding="ascii")  # the most resident memory counts from now on
+    elif _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5", encoding="ascii")  # resets VmHWM, the peak of resident memory, to the current value
 
 
 def _peak(device: torch.device) -> int | None:

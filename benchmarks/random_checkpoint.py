@@ -1,4 +1,4 @@
-"""Checkpoints of random weights, in both layouts, with a hash of every tensor taken before anything is written."""
+"""Checkpoints of random weights, as diffusers folders and as single files, and the hash of every tensor."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Networks = dict[str, StateDict]
 
 @dataclass(frozen=True)
 class Role:
-    """One checkpoint to imitate.
+    """A published checkpoint that a random one has the format of.
 
-    sgm: whether its single file names the text encoder as Stability's later trainer does.
+    sgm: whether its single file names the text encoder as Stability's generative-models repository does.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Role:
     sgm: bool
 
 
-# Text encoder and VAE are the same in both, as in the published pair.
+# Both checkpoints have the same text encoder and VAE, as the published ones do.
 SHARED_SEED = 3
 ROLES = {
     "teacher": Role("SD 2.1", "v_prediction", 1, DDIMScheduler, {"clip_sample": False}, sgm=False),
@@ -51,7 +51,7 @@ ROLES = {
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and bytes."""
+    """SHA-256 of a tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -63,7 +63,7 @@ def hashes(networks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
 
 
 def empty_networks(architecture: Architecture) -> Networks:
-    """The shapes of unet, text_encoder and vae under diffusers' and transformers 5's names, on the meta device."""
+    """unet, text_encoder and vae on the meta device, under the names of diffusers and transformers 5."""
     text = empty_text_encoder(architecture).state_dict()
     return {
         "unet": dict(empty_unet(architecture).state_dict()),
@@ -75,11 +75,10 @@ def empty_networks(architecture: Architecture) -> Networks:
 def random_tensors(
     shapes: Mapping[str, Tensor], seed: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> StateDict:
-    """Tensors on the CPU, drawn on this device.
+    """Random tensors of these shapes, drawn on this device and returned on the CPU.
 
-    Matrices N(0, 1/fan_in), scales of norms N(1, 0.02^2), biases N(0, 0.02^2).
-
-    No two tensors are alike, as they would be with zeros and ones, so that a swap of two names cannot pass.
+    Matrices are drawn from N(0, 1/fan_in), norm scales from N(1, 0.02^2), biases from N(0, 0.02^2). No two tensors are
+    equal, so a comparison detects swapped names.
     """
     generator = torch.Generator(device).manual_seed(seed)
     result = {}
@@ -96,9 +95,10 @@ def random_tensors(
 def random_checkpoint(
     role: str, architecture: Architecture, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> Networks:
-    """unet, text_encoder and vae of one checkpoint, on the CPU. device: where they are drawn.
+    """unet, text_encoder and vae of one checkpoint, drawn on `device` and returned on the CPU.
 
-    The one bias whose deviation tells v-prediction from epsilon in a single file is drawn on its side of the limit.
+    The loader recognises v-prediction in a single file by the standard deviation of one bias, V_PREDICTION_TENSOR. The
+    bias is scaled to twice the loader's threshold for v-prediction and to half of it for epsilon.
     """
     empty = empty_networks(architecture)
     unet = random_tensors(empty["unet"], ROLES[role].unet_seed, dtype, device)
@@ -111,20 +111,20 @@ def random_checkpoint(
 
 
 def write_folder(folder: Path, role: str, networks: Networks, architecture: Architecture) -> None:
-    """Write the diffusers layout, with the names of the published folders: older than today's for text and VAE."""
-    imitated = ROLES[role]
+    """Write a diffusers folder, with the older names of text encoder and VAE that the published folders have."""
+    published = ROLES[role]
     empty_unet(architecture).save_config(folder / "unet")
     empty_vae(architecture).save_config(folder / "vae")
     empty_text_encoder(architecture).config.save_pretrained(folder / "text_encoder")
-    imitated.scheduler(
-        **architecture.scheduler, prediction_type=imitated.prediction, steps_offset=1, **imitated.scheduler_options
+    published.scheduler(
+        **architecture.scheduler, prediction_type=published.prediction, steps_offset=1, **published.scheduler_options
     ).save_pretrained(folder / "scheduler")
     clip_tokenizer(architecture.pad_with_end).save_pretrained(folder / "tokenizer")
     index = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", imitated.scheduler.__name__],
+        "scheduler": ["diffusers", published.scheduler.__name__],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -144,23 +144,23 @@ def write_folder(folder: Path, role: str, networks: Networks, architecture: Arch
     )
 
 
-# The layers of the VAE's attention: diffusers' names today, and those of the published files.
+# The layers of the VAE's attention: diffusers' current names and those of the published files.
 _VAE_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
 
 def _published_vae_name(name: str) -> str:
     if ".attentions." not in name:
         return name
-    for today, published in _VAE_ATTENTION.items():
-        name = name.replace(today, published)
+    for current, published in _VAE_ATTENTION.items():
+        name = name.replace(current, published)
     return name
 
 
 def write_file(path: Path, role: str, networks: Networks, architecture: Architecture) -> dict[str, int]:
-    """Write the original layout, with what the published files hold beside the three networks.
+    """Write a single file in the original layout, with the additional tensors of the published files.
 
-    Returns how many numbers the file's text encoder has; OpenCLIP's last layer, its projection and its temperature,
-    which SD 2.x does not use, are among them.
+    Returns the number of parameters of the file's text encoder. It includes OpenCLIP's last layer, projection and
+    temperature, which SD 2.x does not use.
     """
     tensors = layout.to_original(networks["unet"], networks["text_encoder"], networks["vae"], architecture)
     prefix = layout.OPEN_CLIP_PREFIX
@@ -187,5 +187,5 @@ def write_file(path: Path, role: str, networks: Networks, architecture: Architec
 
 
 def folder_bytes(path: Path) -> int:
-    """The size of a file, or of all files in a folder."""
+    """The size in bytes of a file, or of all files in a folder."""
     return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

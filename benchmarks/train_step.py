@@ -1,23 +1,21 @@
-"""What does one iteration of training cost, whole and by its parts, against the method read literally?
+"""Time, memory and operations of one training iteration and its parts, against a literal implementation.
 
     python -m benchmarks.train_step [--scale tiny|full] [--device cpu|cuda] [--modes paper ...] [--out FILE.json]
-    python -m benchmarks.train_step --alternate 20      plain and the modes in turns, for a machine with neighbours
+    python -m benchmarks.train_step --alternate 20      all versions in alternation, for a machine with other load
 
-The plain version (benchmarks/plain: float32, eager, nothing reused) and every mode run one after the other in this
-process; the modes in bf16 on a GPU, unless --precision says otherwise. With --out an interrupted run goes on where it
-stopped.
+The literal implementation ("plain", benchmarks/literal.py: float32, eager, nothing cached) and every mode run one after
+the other in this process. On a GPU the modes use bf16 unless --precision is given. With --out an interrupted run
+continues.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,99 +32,64 @@ from echodistill_core.training.schedule import schedule_of
 from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import extract_features, iterate
 
-from .measure import WARM_UP, Cost, Figures, Work, cost, device_name, matrix_ceiling, table
-from .workbench import Workbench
+from .measure import (
+    WARM_UP,
+    Cost,
+    Figures,
+    Work,
+    argument_parser,
+    cost,
+    device_name,
+    matmul_throughput,
+    table,
+)
+from .random_models import RandomModels
 
-PLAIN = "plain"
+PLAIN = "plain"  # the literal implementation, in figure files and tables
 MODES: dict[str, dict[str, Any]] = {
     "paper": {},
     "tuned": {"preset": "tuned"},
     "low": {"memory_mode": "low"},
 }
-_ENDLESS = 10**9  # iterations; no run is measured for so long
 
 
-def meaning() -> dict[str, dict[str, Any]]:
-    """What each mode sets, its preset spelt out: figures of a preset of before are none of today's."""
+def mode_settings() -> dict[str, dict[str, Any]]:
+    """The settings of each mode, presets expanded. Figure files store them, so a changed preset needs a new file."""
     return {mode: {**PRESETS[options.get("preset", "paper")], **options} for mode, options in MODES.items()}
 
 
-def iteration(state: TrainState, bench: Workbench) -> Work:
-    """The next iteration with its batch, drawn as the loop has it: in a thread, where there is a GPU."""
-    images, generator = bench.training_images(state.settings), state.random["data"]
-    ahead = state.device.type != "cpu"
-    drawn = batches(images, range(state.step, _ENDLESS), generator, state.device, ahead=ahead)
+def iteration(state: TrainState, models: RandomModels) -> Work:
+    """A function that draws the next batch and runs the next iteration. On a GPU a thread prefetches the batches."""
+    images, generator = models.training_images(state.settings), state.random["data"]
+    prefetch = state.device.type != "cpu"
+    source = batches(images, range(state.step, sys.maxsize), generator, state.device, ahead=prefetch)
 
     def work() -> None:
-        iterate(state, next(drawn))
+        iterate(state, next(source))
         state.step += 1
 
     return work
 
 
-def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
-    """The pieces of an iteration, each by itself with its backward pass; their sum is about the whole, where an
-    iteration compares images and memory_mode is normal: low makes the student's pass and the decoder's layers twice.
-    """
-    s, family, student = state.settings, state.family, state.family.student
-    batch = bench.batch(s, torch.Generator().manual_seed(0))
-    assert family.teacher is not None
-    teacher = family.teacher
-    with torch.no_grad():
-        z = family.encode(batch.pixels)
-        text = state.condition(batch.prompts, "student")
-        both = TextConditioning.cat([state.unconditional(len(z)), text])
-    t = timesteps_like(student.schedule.timesteps - 1, z)
+def _forward_backward(compute: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Work:
+    def work() -> None:
+        compute().sum().backward(inputs=inputs)
+        for tensor in inputs:
+            tensor.grad = None
 
-    def back(made: Callable[[], Tensor], to: Sequence[Tensor]) -> Work:
-        def work() -> None:
-            made().sum().backward(inputs=to)
-            for tensor in to:
-                tensor.grad = None
+    return work
 
-        return work
 
-    def silent(made: Callable[[], object]) -> Work:
-        def work() -> None:
-            with torch.no_grad():
-                made()
+def _forward_only(compute: Callable[[], object]) -> Work:
+    def work() -> None:
+        with torch.no_grad():
+            compute()
 
-        return work
+    return work
 
-    images = batch.real.clone().requires_grad_()
-    latents = z.clone().requires_grad_()
-    found: dict[str, Work] = {
-        "batch": lambda: bench.batch(s, state.random["data"]),
-        "text": back(
-            lambda: state.condition(batch.prompts, "teacher").features, [state.trainables.token_embeddings["teacher"]]
-        ),
-        "encode": silent(lambda: family.encode(batch.pixels)),
-        "teacher": back(
-            lambda: teacher.predict(z, t, text), list(state.trainables.weights["teacher"].working.values())
-        ),
-        "student": back(
-            lambda: student.predict(z, t, text), list(state.trainables.weights["student"].working.values())
-        ),
-        "decode": back(lambda: family.decode(latents), [latents]),
-        "guided teacher": silent(lambda: teacher.predict(z.repeat(2, 1, 1, 1), t.repeat(2), both)),
-        "decode of it": silent(lambda: family.decode(z)),
-        "identity of it": silent(lambda: extract_features(state, "clip", batch.real)),
-        "MS-SWD": back(
-            lambda: ms_swd(
-                images,
-                batch.pixels.flip(0),
-                state.random["noise"],
-                levels=s.swd_levels,
-                projections=s.swd_projections,
-            ),
-            [images],
-        ),
-    }
-    for role in s.critic_weights:
-        found[f"{role} critic"] = back(lambda role=role: extract_features(state, role, images), [images])  # type: ignore[misc]
-        found[f"{role} of photographs"] = silent(lambda role=role: extract_features(state, role, batch.real))  # type: ignore[misc]
 
-    def optimise() -> None:
+def _optimizer_steps(state: TrainState) -> Work:
+    def work() -> None:
         for optimizer in state.trainables.optimizers.values():
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -134,32 +97,82 @@ def parts(state: TrainState, bench: Workbench) -> dict[str, Work]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    found["optimisers"] = optimise
-    return found
+    return work
 
 
-def measure(bench: Workbench, figures: Figures, modes: Sequence[str], precision: str) -> None:
-    """Every mode that is not in the figures yet."""
+# Printed names of parts; figure files keep the shorter ones.
+PART_LABELS = {
+    "decode of it": "decode teacher target",
+    "identity of it": "identity features of teacher target",
+}
+
+
+def parts(state: TrainState, models: RandomModels) -> dict[str, Work]:
+    """The parts of an iteration, each with its own backward pass, by their names in figure files.
+
+    Their sum is about the whole iteration, if the iteration computes image losses and memory_mode is normal. In low
+    memory mode the student's pass and the decoder's layers run twice.
+    """
+    s, family, student = state.settings, state.family, state.family.student
+    batch = models.batch(s, torch.Generator().manual_seed(0))
+    assert family.teacher is not None
+    teacher, trainables = family.teacher, state.trainables
+    with torch.no_grad():
+        z = family.encode(batch.pixels)
+        text = state.condition(batch.prompts, "student")
+        guidance_text = TextConditioning.cat([state.unconditional(len(z)), text])
+    t = timesteps_like(student.schedule.timesteps - 1, z)
+    weights = {role: list(trained.working.values()) for role, trained in trainables.weights.items()}
+    images = batch.real.clone().requires_grad_()
+    latents = z.clone().requires_grad_()
+
+    def swd() -> Tensor:
+        noise = state.random["noise"]
+        return ms_swd(images, batch.pixels.flip(0), noise, levels=s.swd_levels, projections=s.swd_projections)
+
+    works: dict[str, Work] = {
+        "batch": lambda: models.batch(s, state.random["data"]),
+        "text": _forward_backward(
+            lambda: state.condition(batch.prompts, "teacher").features, [trainables.token_embeddings["teacher"]]
+        ),
+        "encode": _forward_only(lambda: family.encode(batch.pixels)),
+        "teacher": _forward_backward(lambda: teacher.predict(z, t, text), weights["teacher"]),
+        "student": _forward_backward(lambda: student.predict(z, t, text), weights["student"]),
+        "decode": _forward_backward(lambda: family.decode(latents), [latents]),
+        "guided teacher": _forward_only(lambda: teacher.predict(z.repeat(2, 1, 1, 1), t.repeat(2), guidance_text)),
+        "decode of it": _forward_only(lambda: family.decode(z)),
+        "identity of it": _forward_only(lambda: extract_features(state, "clip", batch.real)),
+        "MS-SWD": _forward_backward(swd, [images]),
+    }
+    for role in s.critic_weights:
+        works[f"{role} critic"] = _forward_backward(partial(extract_features, state, role, images), [images])
+        works[f"{role} of photographs"] = _forward_only(partial(extract_features, state, role, batch.real))
+    works["optimisers"] = _optimizer_steps(state)
+    return works
+
+
+def measure(models: RandomModels, figures: Figures, modes: Sequence[str], precision: str) -> None:
+    """Measure matrix throughput, the literal implementation and every mode, unless they are in the figures."""
     for name in {"fp32", precision}:
-        figures.cell(f"ceiling {name}", partial(matrix_ceiling, bench.device, DTYPES[name]))
-    figures.cell(PLAIN, lambda: _plain(bench))
+        figures.cell(f"ceiling {name}", partial(matmul_throughput, models.device, DTYPES[name]))
+    figures.cell(PLAIN, lambda: _literal_cost(models))
     for mode in modes:
-        figures.cell(mode, partial(_mode, bench, bench.settings(precision=precision, **MODES[mode])))
+        figures.cell(mode, partial(_mode_cost, models, models.settings(precision=precision, **MODES[mode])))
 
 
-def _mode(bench: Workbench, settings: TrainSettings) -> dict[str, Any]:
-    """An iteration's cost, and the costs of its parts. Its state is gone when it ends, before another's peak counts."""
+def _mode_cost(models: RandomModels, settings: TrainSettings) -> dict[str, Any]:
+    """The cost of an iteration and of its parts. The state is freed on return, so the next peak does not include it."""
     _free()
-    state = bench.state(settings)
-    period, count = _period(state, bench)
-    whole = cost(period, bench.device).each(count)
-    split = {name: asdict(cost(work, bench.device)) for name, work in parts(state, bench).items()}
-    return {**asdict(whole), "parts": split}
+    state = models.state(settings)
+    period, count = _period(state, models)
+    whole = cost(period, models.device).per_iteration(count)
+    by_part = {name: asdict(cost(work, models.device)) for name, work in parts(state, models).items()}
+    return {**asdict(whole), "parts": by_part}
 
 
-def _period(state: TrainState, bench: Workbench) -> tuple[Work, int]:
-    """A whole cycle of the turns of images and critics, and how many iterations it has."""
-    work, count = iteration(state, bench), schedule_of(state.settings).period
+def _period(state: TrainState, models: RandomModels) -> tuple[Work, int]:
+    """One period of the loss schedule (images and critics), and the number of its iterations."""
+    work, count = iteration(state, models), schedule_of(state.settings).period
 
     def period() -> None:
         for _ in range(count):
@@ -168,24 +181,30 @@ def _period(state: TrainState, bench: Workbench) -> tuple[Work, int]:
     return period, count
 
 
-def _plain(bench: Workbench) -> Cost:
-    settings = bench.settings()
-    peer = bench.plain(settings)
+def _literal_cost(models: RandomModels) -> Cost:
+    work = _literal_iteration(models)
     _free()
-    return cost(lambda: peer.iterate(bench.batch(settings, peer.data)), bench.device)
+    return cost(work, models.device)
 
 
-def alternate(bench: Workbench, modes: Sequence[str], precision: str, rounds: int) -> str:
-    """Time whole iterations of the plain version and the modes in turns, so that a slow minute is slow for all."""
-    settings = bench.settings()
-    peer = bench.plain(settings)
-    works: dict[str, tuple[Work, int]] = {PLAIN: (lambda: peer.iterate(bench.batch(settings, peer.data)), 1)}
+def _literal_iteration(models: RandomModels) -> Work:
+    settings = models.settings()
+    literal = models.literal(settings)
+    return lambda: literal.iterate(models.batch(settings, literal.data_generator))
+
+
+def alternate(models: RandomModels, modes: Sequence[str], precision: str, rounds: int) -> str:
+    """Time iterations of the literal implementation and the modes in alternation. Returns a table.
+
+    All versions thus see the same load from other programs.
+    """
+    works: dict[str, tuple[Work, int]] = {PLAIN: (_literal_iteration(models), 1)}
     for mode in modes:
-        works[mode] = _period(bench.state(bench.settings(precision=precision, **MODES[mode])), bench)
+        works[mode] = _period(models.state(models.settings(precision=precision, **MODES[mode])), models)
     times: dict[str, list[float]] = {name: [] for name in works}
     for i in range(WARM_UP + rounds):
         for name, (work, count) in works.items():
-            seconds = cost(work, bench.device, 0, 1).seconds / count
+            seconds = cost(work, models.device, 0, 1).seconds / count
             if i >= WARM_UP:
                 times[name].append(seconds)
     plain = times[PLAIN]
@@ -199,16 +218,16 @@ def alternate(bench: Workbench, modes: Sequence[str], precision: str, rounds: in
         ]
         for name, own in times.items()
     ]
-    return table([f"{rounds} in turns", "median ms", "fastest ms", "faster", "by the fastest"], rows)
+    return table([f"{rounds} rounds", "median ms", "fastest ms", "speed-up", "speed-up of fastest"], rows)
 
 
 def report(figures: Figures, modes: Sequence[str], precision: str) -> str:
-    """Two tables: the modes against the plain version, and the parts of each."""
+    """Two tables: the modes against the literal implementation, and the parts of each mode."""
     cells = figures.record["cells"]
     rows = []
     for mode in (PLAIN, *modes):
         cell = cells[mode]
-        ceiling = cells["ceiling fp32" if mode == PLAIN else f"ceiling {precision}"]
+        throughput = cells["ceiling fp32" if mode == PLAIN else f"ceiling {precision}"]
         rows.append(
             [
                 mode,
@@ -217,53 +236,50 @@ def report(figures: Figures, modes: Sequence[str], precision: str) -> str:
                 f"{cells[PLAIN]['seconds'] / cell['seconds']:.2f}",
                 "-" if cell["peak"] is None else f"{cell['peak'] / 2**30:.2f}",
                 f"{cell['flop'] / 1e12:.3f}",
-                f"{cell['flop'] / cell['seconds'] / ceiling:.0%}",
+                f"{cell['flop'] / cell['seconds'] / throughput:.0%}",
             ]
         )
-    whole = table(["iteration", "ms", "range", "faster", "peak GiB", "TFLOP", "of ceiling"], rows)
-    split = table(
+    iterations = table(["iteration", "ms", "range", "speed-up", "peak GiB", "TFLOP", "of matmul peak"], rows)
+    by_part = table(
         ["part, ms", *modes],
         [
-            [name, *(f"{cells[mode]['parts'][name]['seconds'] * 1e3:.1f}" for mode in modes)]
+            [PART_LABELS.get(name, name), *(f"{cells[mode]['parts'][name]['seconds'] * 1e3:.1f}" for mode in modes)]
             for name in cells[modes[0]]["parts"]
         ],
     )
-    return f"{whole}\n\n{split}"
+    return f"{iterations}\n\n{by_part}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--scale", choices=["tiny", "full"], default="tiny")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
-    parser.add_argument("--precision", choices=list(DTYPES), help="bf16 on a GPU and fp32 elsewhere unless given")
-    parser.add_argument("--resolution", type=int, default=0, help="pixels; 0 takes the family's own")
+    """Run the command. Returns the exit status."""
+    parser = argument_parser("benchmarks.train_step", __doc__)
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES), help="training modes")
+    parser.add_argument("--precision", choices=list(DTYPES), help="of the modes; default: bf16 on a GPU, else fp32")
+    parser.add_argument("--resolution", type=int, default=0, help="side in pixels; 0 takes the family's own")
     parser.add_argument(
         "--alternate",
         type=int,
         default=0,
         metavar="N",
-        help="N rounds of each, in turns",
+        help="time N rounds of all versions in alternation; no file is written",
     )
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args(arguments)
-    device = torch.device(given.device)
-    precision = given.precision or ("bf16" if device.type == "cuda" else "fp32")
-    if given.alternate:
-        bench = Workbench(given.scale, device, given.resolution)
-        print(alternate(bench, given.modes, precision, given.alternate))
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    precision = options.precision or ("bf16" if device.type == "cuda" else "fp32")
+    if options.alternate:
+        models = RandomModels(options.scale, device, options.resolution)
+        print(alternate(models, options.modes, precision, options.alternate))
         return 0
     try:
-        settings: dict[str, Any] = {"scale": given.scale, "resolution": given.resolution, "precision": precision}
-        settings["modes"] = meaning()
-        figures = Figures(given.out, "train_step", device, settings)
-        measure(Workbench(given.scale, device, given.resolution), figures, given.modes, precision)
+        settings: dict[str, Any] = {"scale": options.scale, "resolution": options.resolution, "precision": precision}
+        settings["modes"] = mode_settings()
+        figures = Figures(options.out, "train_step", device, settings)
+        measure(RandomModels(options.scale, device, options.resolution), figures, options.modes, precision)
     except EchoDistillError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{device_name(device)}, {given.scale} scale, {precision}, {figures.record['date']}")
-    print(report(figures, given.modes, precision))
+    print(f"{device_name(device)}, {options.scale} scale, {precision}, {figures.record['date']}")
+    print(report(figures, options.modes, precision))
     return 0
 
 

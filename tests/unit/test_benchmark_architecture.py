@@ -1,4 +1,4 @@
-"""The full-architecture benchmark at small size: it passes on sound files, and detects a single wrong bit."""
+"""The full-architecture benchmark at tiny scale: it passes on correct files and detects one flipped bit."""
 
 import collections
 import hashlib
@@ -32,7 +32,7 @@ def tiny(tmp_path):
     return run
 
 
-def test_tiny_run_passes_and_says_what_it_did(tiny, tmp_path, capsys):
+def test_a_tiny_run_passes_and_prints_its_figures(tiny, tmp_path, capsys):
     status, figures = tiny()
     printed = capsys.readouterr().out
 
@@ -49,7 +49,9 @@ def test_tiny_run_passes_and_says_what_it_did(tiny, tmp_path, capsys):
     ]
     assert figures["loads"][2]["predictions"] == {"teacher": "v_prediction", "student": "epsilon"}
     assert all(load["tensors"] > 500 and load["bytes"] > 6e6 and load["seconds"] > 0 for load in figures["loads"])
-    assert all(load["memory"]["loaded"]["peak"] is None for load in figures["loads"])  # it shares this process
+    assert all(
+        load["memory"]["loaded"]["peak"] is None for load in figures["loads"]
+    )  # jobs share this process at tiny scale
     assert figures["adapter"]["matrices"] == 14  # 7 blocks with attention, each with a key and a value
     assert figures["machine"]["cores"] == os.cpu_count()
     assert figures["machine"]["torch"] == torch.__version__.partition("+")[0]
@@ -71,10 +73,10 @@ def flip_last_bit(path, name):
 
 
 def test_one_flipped_bit_is_a_mismatch(tiny, monkeypatch, capsys):
-    sound = full_architecture.write
+    original = full_architecture.write
 
     def corrupting(folder, file, role, scale, dtype):
-        result = sound(folder, file, role, scale, dtype)
+        result = original(folder, file, role, scale, dtype)
         if role == "teacher":
             flip_last_bit(full_architecture.Path(file), TEACHER_BIAS)
         return result
@@ -108,7 +110,7 @@ def test_a_refused_checkpoint_is_a_failure(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_single_files_hold_what_the_published_ones_do(tmp_path):
+def test_single_files_have_the_tensors_of_the_published_ones(tmp_path):
     architecture = rc.SCALES["tiny"]
     for role, prefix in (("teacher", "cond_stage_model.model."), ("student", "conditioner.embedders.0.model.")):
         networks = rc.random_checkpoint(role, architecture, torch.float16)
@@ -116,7 +118,7 @@ def test_single_files_hold_what_the_published_ones_do(tmp_path):
         numbers = rc.write_file(path, role, networks, architecture)
         text = {n.removeprefix(prefix): t for n, t in load_file(path).items() if n.startswith(prefix)}
         layers = {n.split(".")[2] for n in text if n.startswith("transformer.resblocks.")}
-        assert layers == {"0", "1", "2"}  # the networks' two, and OpenCLIP's last
+        assert layers == {"0", "1", "2"}  # the two of the network, and OpenCLIP's unused last one
         assert text["text_projection"].shape == (32, 32)
         assert text["logit_scale"].shape == ()
         assert numbers == {"text_encoder_in_file": sum(t.numel() for t in text.values())}
@@ -124,7 +126,7 @@ def test_single_files_hold_what_the_published_ones_do(tmp_path):
             assert not any(n.startswith(("cond", "text")) and not n.startswith(prefix) for n in file.keys())  # noqa: SIM118
 
 
-def test_the_telling_bias_lies_on_its_side_of_the_limit(monkeypatch):
+def test_the_bias_that_reveals_the_prediction_type_is_on_the_correct_side_of_the_threshold(monkeypatch):
     name = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
     shapes = {"unet": {name: torch.empty(320, device="meta")}, "text_encoder": {}, "vae": {}}
     monkeypatch.setattr(rc, "empty_networks", lambda architecture: shapes)
@@ -136,40 +138,40 @@ def test_the_telling_bias_lies_on_its_side_of_the_limit(monkeypatch):
     assert deviation["student"] == pytest.approx(0.045, rel=1e-2)
 
 
-def test_hash_sees_type_shape_and_every_byte():
+def test_the_hash_depends_on_dtype_shape_and_every_byte():
     tensor = torch.arange(6, dtype=torch.float16).reshape(2, 3)
     expected = hashlib.sha256(b"torch.float16(2, 3)" + tensor.numpy().tobytes()).hexdigest()
     assert rc.tensor_hash(tensor) == expected
-    assert rc.tensor_hash(tensor.T.contiguous().T) == expected  # strides are no part of the content
+    assert rc.tensor_hash(tensor.T.contiguous().T) == expected  # strides do not matter
     others = [tensor.reshape(3, 2), tensor.float(), tensor.view(torch.int16), tensor + 1]
     assert expected not in {rc.tensor_hash(other) for other in others}
 
 
-def test_compare_names_missing_superfluous_and_changed():
+def test_compare_lists_missing_additional_and_changed_names():
     assert jobs.compare({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"}) == ["b", "c", "d"]
 
 
-def test_too_little_space_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys):
+def test_too_little_disk_space_is_refused_before_writing(tmp_path, monkeypatch, capsys):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(full_architecture.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
-    monkeypatch.setattr(full_architecture, "write", lambda *arguments: pytest.fail("it wrote"))
+    monkeypatch.setattr(full_architecture, "write", lambda *arguments: pytest.fail("a file was written"))
     assert full_architecture.main(["--folder", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert "0.0 GB free" in said
-    assert "11.4 GB" in said  # 4 x 1,289,952,427 numbers x 2 bytes, and a tenth
-    assert "--folder" in said
+    error = capsys.readouterr().err
+    assert "0.0 GB free" in error
+    assert "11.4 GB" in error  # 4 x 1,289,952,427 numbers x 2 bytes, and a tenth more
+    assert "--folder" in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_jobs_run_in_processes_of_their_own_and_a_killed_one_is_reported():
-    assert jobs.run_alone(False, os.getpid) == os.getpid()
-    assert jobs.run_alone(True, os.getpid) != os.getpid()
+def test_a_job_runs_in_a_new_process_and_a_killed_one_is_reported():
+    assert jobs.run_isolated(False, os.getpid) == os.getpid()
+    assert jobs.run_isolated(True, os.getpid) != os.getpid()
     with pytest.raises(EchoDistillError, match="the process of _exit was killed"):
-        jobs.run_alone(True, os._exit, 9)
+        jobs.run_isolated(True, os._exit, 9)
 
 
-@pytest.mark.skipif(machine.memory().now is None, reason="the system does not tell")
-def test_memory_sees_what_is_allocated():
+@pytest.mark.skipif(machine.memory().now is None, reason="the system does not report memory")
+def test_memory_includes_allocations():
     before = machine.memory()
     block = bytearray(b"x" * 2**26)
     after = machine.memory()

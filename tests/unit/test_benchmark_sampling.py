@@ -1,4 +1,4 @@
-"""The benchmark of sampling at small size: diffusers and the package give the same image, and every method is timed."""
+"""The sampling benchmark at tiny scale: diffusers and the package sample the same image, and every variant is timed."""
 
 import json
 
@@ -7,21 +7,20 @@ import torch
 from diffusers import AutoencoderTiny
 
 from benchmarks import measure, sample
-from benchmarks.workbench import Workbench
+from benchmarks.random_models import RandomModels
 from echodistill_core.sampling import draw_noise
 
 
-def test_what_is_timed_is_the_same_picture(monkeypatch):
-    """diffusers begins from noise of deviation 0.9977, since it scales by (sigma^2 + 1)^-1/2; given that, it agrees."""
-    bench = Workbench("tiny", torch.device("cpu"))
-    family = bench.family()
+def test_all_variants_sample_the_same_image(monkeypatch):
+    """diffusers starts from noise of standard deviation 0.9977, as it scales by (sigma^2 + 1)^-1/2."""
+    family = RandomModels("tiny", torch.device("cpu")).family()
     sigma = float((1 / family.student.schedule.alphas_cumprod[-1] - 1).sqrt())
     scaled = draw_noise(family, 2, 64, 64, 0) * sigma / (sigma**2 + 1) ** 0.5
     monkeypatch.setattr(sample, "draw_noise", lambda *arguments: scaled)
-    ways = sample.ways(family, AutoencoderTiny(latent_channels=4), 2)
-    peer = sample.pipeline(family)
+    variants = sample.variants(family, AutoencoderTiny(latent_channels=4), 2)
+    pipeline = sample.diffusers_pipeline(family)
     latents = draw_noise(family, 2, 64, 64, 0)
-    drawn = peer(
+    expected = pipeline(
         [sample.PROMPT] * 2,
         num_inference_steps=1,
         guidance_scale=0.0,
@@ -30,18 +29,18 @@ def test_what_is_timed_is_the_same_picture(monkeypatch):
         latents=latents,
         output_type="pt",
     ).images
-    ours = (ways["ours"]() / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(ours, drawn, rtol=1e-3, atol=1e-3)
-    assert torch.equal(ways["ours"](), ways["ours, prompt kept"]())
-    assert drawn.std() > 0.01
+    ours = (variants["ours"]() / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(variants["ours"](), variants["ours, prompt kept"]())
+    assert expected.std() > 0.01
 
 
-def test_every_way_is_timed_for_every_batch(tmp_path, capsys, monkeypatch):
+def test_every_variant_is_timed_for_every_batch_size(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sample, "cost", lambda work, device, *_: measure.cost(work, device, 1, 1))
     out = tmp_path / "figures.json"
     assert sample.main(["--batches", "1", "2", "--out", str(out)]) == 0
     cells = json.loads(out.read_text(encoding="utf-8"))["cells"]
-    assert "pictures/s" in capsys.readouterr().out
+    assert "images/s" in capsys.readouterr().out
     names = ("diffusers", "ours", "ours, prompt kept", "ours, TAESD")
     assert list(cells) == ["1", "2", "adapter"]
     assert all(tuple(cells[count]) == names for count in ("1", "2"))

@@ -10,7 +10,7 @@ from scipy.stats import wasserstein_distance
 from skimage.color import rgb2lab
 
 import echodistill_core.losses.ms_swd as module
-from benchmarks.plain import plain_ms_swd, sliced_wasserstein
+from benchmarks.literal import literal_ms_swd, sliced_wasserstein
 from echodistill_core.errors import InputError
 from echodistill_core.losses.color import srgb_to_lab
 from echodistill_core.losses.ms_swd import (
@@ -27,7 +27,7 @@ def images(*shape, seed=0, low=0.0, high=1.0):
     return low + (high - low) * torch.rand(*shape, generator=rng(seed), dtype=torch.float64)
 
 
-# --- The naive reading of the paper, with numpy, scipy and scikit-image ---------------------------
+# --- A naive implementation of Eq. 4 with numpy, scipy and scikit-image ---------------------------
 
 
 def lab_by_skimage(image):
@@ -73,7 +73,7 @@ def naive_ms_swd(a, b, seed, levels, count, patch, lab):
 
 
 @pytest.mark.parametrize(
-    # 0.1 % covers scikit-image's rounder colour constants; with equal colours nothing is left to round.
+    # 0.1 % allows for scikit-image's rounded colour constants; with our own conversion the results are equal.
     ("lab", "low", "tolerance"),
     [(lab_by_skimage, 0.0, 1e-3), (lab_by_us, 0.0, 1e-10), (lab_by_us, -1.0, 1e-10)],
 )
@@ -91,8 +91,8 @@ def test_agrees_with_a_loop_over_patches(height, width, patch, levels, lab, low,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sorting_gives_values_and_the_places_they_came_from(dtype):
-    """Signs, zeros, equal numbers, the smallest and the largest, and neighbours a last bit apart."""
+def test_sorting_returns_values_and_indices(dtype):
+    """Signs, zeros, ties, the smallest and largest numbers, and adjacent floating-point numbers."""
     x = torch.randn(3, 4, 5000, generator=rng(1), dtype=dtype)
     x[0] = x[0].mul(3).round()
     x[1, :, ::2] *= 1e-42
@@ -105,10 +105,10 @@ def test_sorting_gives_values_and_the_places_they_came_from(dtype):
     assert torch.equal(order.sort(dim=-1).values, torch.arange(5000).expand(3, 4, -1))
 
 
-# --- What a distance has to be --------------------------------------------------------------------
+# --- Properties of a distance -------------------------------------------------------------------------
 
 
-def test_equal_images_are_at_zero_and_others_are_not():
+def test_the_distance_is_zero_for_equal_images_only():
     a = images(2, 3, 32, 32)
     assert torch.equal(ms_swd(a, a.clone(), rng()), torch.zeros(2, dtype=torch.float64))
     assert (ms_swd(a, a.flip(1), rng()) > 0).all()
@@ -119,11 +119,11 @@ def test_symmetric():
     assert torch.equal(ms_swd(a, b, rng(3)), ms_swd(b, a, rng(3)))
 
 
-def test_samples_do_not_touch_each_other():
+def test_samples_are_independent():
     a, b = images(3, 3, 24, 24, seed=1), images(3, 3, 24, 24, seed=2)
-    alone = torch.cat([ms_swd(a[i : i + 1], b[i : i + 1], rng(3)) for i in range(3)])
-    torch.testing.assert_close(ms_swd(a, b, rng(3)), alone)
-    assert alone.unique().numel() == 3
+    separate = torch.cat([ms_swd(a[i : i + 1], b[i : i + 1], rng(3)) for i in range(3)])
+    torch.testing.assert_close(ms_swd(a, b, rng(3)), separate)
+    assert separate.unique().numel() == 3
 
 
 def test_constant_images_have_the_closed_form():
@@ -153,45 +153,45 @@ def test_sliced_wasserstein_agrees_with_scipy():
     np.testing.assert_allclose(sliced_wasserstein(a, b).numpy(), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("at_once", [1, 3000, 2**23])
-@pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
-def test_value_and_gradients_are_those_of_autograd_over_whole_maps(monkeypatch, wanted, at_once):
-    """However few projections are made at a time; upstream weighs the samples apart."""
-    monkeypatch.setattr(module, "_MAP_NUMBERS", at_once)
+@pytest.mark.parametrize("chunk", [1, 3000, 2**23])
+@pytest.mark.parametrize("requires_grad", [(True, False), (False, True), (True, True)])
+def test_value_and_gradients_agree_with_autograd_over_whole_maps(monkeypatch, requires_grad, chunk):
+    """For every chunk size of projections, with a different upstream gradient for each sample."""
+    monkeypatch.setattr(module, "_MAP_NUMBERS", chunk)
     upstream = torch.tensor([0.3, -2.0], dtype=torch.float64)
 
-    def of(distance):
-        pair = [images(2, 3, 23, 30, seed=i).requires_grad_(want) for i, want in enumerate(wanted)]
+    def value_and_gradients(distance):
+        pair = [images(2, 3, 23, 30, seed=i).requires_grad_(flag) for i, flag in enumerate(requires_grad)]
         value = distance(*pair, rng(5), 5, 7)
         value.backward(upstream)
         return value.detach(), *(x.grad for x in pair)
 
-    actual, expected = of(ms_swd), of(plain_ms_swd)
-    for own, reference, want in zip(actual, expected, (True, *wanted), strict=True):
-        assert (own is not None) == want
-        if want:
+    actual, expected = value_and_gradients(ms_swd), value_and_gradients(literal_ms_swd)
+    for own, reference, flag in zip(actual, expected, (True, *requires_grad), strict=True):
+        assert (own is not None) == flag
+        if flag:
             torch.testing.assert_close(own, reference, rtol=1e-9, atol=1e-12)
 
 
-def test_no_map_of_projections_is_kept_for_the_backward_pass():
-    kept = []
+def test_the_graph_saves_no_map_of_projections():
+    saved = []
     a, b = images(1, 3, 32, 32, seed=1).requires_grad_(), images(1, 3, 32, 32, seed=2)
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
         ms_swd(a, b, rng(), projections=64)
-    assert max(kept) < 64 * 32 * 32
+    assert max(saved) < 64 * 32 * 32
 
 
-# --- Where a patch lies does not matter -----------------------------------------------------------
+# --- Invariance to the position of patches --------------------------------------------------------
 
 
-def test_shuffling_the_projections_changes_nothing():
+def test_invariant_to_shuffled_projections():
     a, b = (torch.randn(2, 4, 300, generator=rng(seed)) for seed in (1, 2))
     shuffled = a[..., torch.randperm(300, generator=rng(3))]
     assert torch.equal(sliced_wasserstein(shuffled, b), sliced_wasserstein(a, b))
     assert not torch.equal((shuffled - b).abs().mean(), (a - b).abs().mean())
 
 
-def test_shuffling_an_images_patches_changes_nothing():
+def test_invariant_to_shuffled_patches():
     a, b = images(1, 3, 20, 18, seed=1), images(1, 3, 20, 18, seed=2)
     directions = random_projections(6, 5, rng(), dtype=torch.float64)
     patches = F.unfold(F.pad(a, (2, 2, 2, 2), mode="reflect"), 5)  # (1, 75, 360): the patches themselves, as columns
@@ -201,7 +201,7 @@ def test_shuffling_an_images_patches_changes_nothing():
     torch.testing.assert_close(sliced_wasserstein(products, project(b, directions).flatten(2)), expected)
 
 
-def test_shuffling_pixels_matters_to_patches_and_not_to_single_pixels():
+def test_shuffled_pixels_change_patches_larger_than_a_pixel_only():
     a, b = images(1, 3, 16, 16, seed=1).cumsum(-1) / 16, images(1, 3, 16, 16, seed=2)
     shuffled = a.flatten(2)[..., torch.randperm(256, generator=rng(3))].reshape(a.shape)
     torch.testing.assert_close(
@@ -224,7 +224,7 @@ def test_projections_have_unit_length_and_no_preferred_direction():
     torch.testing.assert_close(flat.T @ flat / 4000, torch.eye(27, dtype=torch.float64) / 27, atol=3e-3, rtol=0)
 
 
-def test_projections_follow_the_generator_alone():
+def test_projections_depend_on_the_generator_only():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first, again, generator = random_projections(4, 5, rng(1)), random_projections(4, 5, rng(1)), rng(1)
@@ -234,14 +234,14 @@ def test_projections_follow_the_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_distance_repeats_with_the_generator_and_changes_with_each_call():
+def test_equal_generators_give_equal_distances_and_each_call_advances_the_generator():
     a, b, generator = images(1, 3, 24, 24, seed=1), images(1, 3, 24, 24, seed=2), rng(9)
     first, second = ms_swd(a, b, generator), ms_swd(a, b, generator)
     assert torch.equal(first, ms_swd(a, b, rng(9)))
     assert not torch.equal(first, second)
 
 
-def test_both_images_see_the_same_projections_and_levels_see_different_ones():
+def test_images_share_projections_and_levels_have_their_own():
     generator = rng(2)
     ms_swd(images(1, 3, 48, 48), images(1, 3, 48, 48), generator, projections=7)
     expected = rng(2)
@@ -254,7 +254,7 @@ def test_project_keeps_the_size():
     assert project(images(2, 3, 13, 17), random_projections(4, 11, rng(), dtype=torch.float64)).shape == (2, 4, 13, 17)
 
 
-def test_project_refuses_even_patches():
+def test_project_rejects_even_patch_sizes():
     with pytest.raises(InputError, match="4 pixels; expected an odd"):
         project(images(1, 3, 8, 8), random_projections(2, 4, rng(), dtype=torch.float64))
 
@@ -293,14 +293,14 @@ def test_levels_that_fit(size, levels, patch, expected):
     assert min(pyramid[-1].shape[-2:]) >= patch
 
 
-def test_an_image_smaller_than_a_patch_is_refused():
+def test_an_image_smaller_than_a_patch_is_rejected():
     with pytest.raises(InputError, match="32 x 10 pixels"):
         levels_that_fit(10, 32, 5, 11)
     with pytest.raises(InputError, match="swd_weight"):
         ms_swd(images(1, 3, 8, 8), images(1, 3, 8, 8), rng())
 
 
-def test_different_shapes_are_refused():
+def test_different_shapes_are_rejected():
     with pytest.raises(InputError, match="expected equal shapes"):
         ms_swd(images(1, 3, 16, 16), images(2, 3, 16, 16), rng())
 
@@ -309,23 +309,23 @@ def test_different_shapes_are_refused():
 
 
 def test_gradient_agrees_with_finite_differences():
-    # [-1, 1], as the reference feeds it: the colour curve's line below zero takes part.
+    # Values in [-1, 1], as in the reference code, also cover the linear part of the colour curve below zero.
     a, b = (images(1, 3, 8, 7, seed=seed, low=-1.0).requires_grad_() for seed in (1, 2))
     assert torch.autograd.gradcheck(lambda x, y: ms_swd(x, y, rng(3), levels=2, projections=3, patch=3), (a, b))
 
 
-def test_a_constant_partner_gets_no_gradient_and_descent_comes_closer():
+def test_gradient_descent_reduces_the_distance_and_an_image_without_grad_gets_none():
     a, b = images(1, 3, 24, 24, seed=1).float().requires_grad_(), images(1, 3, 24, 24, seed=2).float() ** 2
     before = ms_swd(a, b, rng(3))
     before.sum().backward()
     assert a.grad.isfinite().all()
     assert b.grad is None
-    step = 0.1 * before.item() / a.grad.square().sum()  # to first order a tenth of the distance
+    step = 0.1 * before.item() / a.grad.square().sum()  # to first order this reduces the distance by a tenth
     after = ms_swd((a - step * a.grad).detach(), b, rng(3))
     assert after.item() < 0.97 * before.item()
 
 
-def test_half_precision_images_are_measured_in_float32():
+def test_half_precision_images_are_compared_in_float32():
     a, b = images(1, 3, 24, 24, seed=1).bfloat16(), images(1, 3, 24, 24, seed=2).bfloat16()
     expected = ms_swd(a.double(), b.double(), rng(3))
     actual = ms_swd(a, b, rng(3))
@@ -333,7 +333,7 @@ def test_half_precision_images_are_measured_in_float32():
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=0)
 
 
-def test_autocast_does_not_round():
+def test_autocast_does_not_reduce_precision():
     a, b = images(1, 3, 24, 24, seed=1).float(), images(1, 3, 24, 24, seed=2).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = ms_swd(a, b, rng(3))

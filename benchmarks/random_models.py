@@ -1,4 +1,4 @@
-"""What the benchmarks work on: a family and backbones of random weights, tiny or of full size, and batches for them."""
+"""Random weights for the benchmarks, tiny or of full size: a family, backbones, training states and batches."""
 
 from __future__ import annotations
 
@@ -21,48 +21,49 @@ from echodistill_core.training.loop import adapters_of
 from echodistill_core.training.state import TrainState
 
 from . import random_checkpoint as rc
-from .plain import Plain
+from .literal import LiteralImplementation
 
 PHOTOGRAPHS = 5
-# Files hold half precision at full size; at tiny size nothing is gained by it.
-FILES = {"full": torch.float16, "tiny": torch.float32}
+# Published full-size checkpoints are fp16. At tiny scale fp16 saves nothing.
+CHECKPOINT_DTYPES = {"full": torch.float16, "tiny": torch.float32}
 
 
-class Workbench:
-    """scale: "full" for SD 2.1 and SD-Turbo with the published backbones' sizes, "tiny" for tests and CPUs.
+class RandomModels:
+    """Checkpoints, backbones and photographs of random numbers, and the training states made from them.
 
-    resolution: of the images in pixels; 0 takes the family's own.
+    scale: "full" for the sizes of SD 2.1, SD-Turbo and the published backbones, "tiny" for tests and CPUs.
+    resolution: side of the images in pixels; 0 takes the family's own. photographs: the number of training images.
     """
 
     def __init__(self, scale: str, device: torch.device, resolution: int = 0, photographs: int = PHOTOGRAPHS) -> None:
         self.scale, self.device = scale, device
         self.architecture = rc.SCALES[scale]
         self.checkpoints = {
-            role: rc.random_checkpoint(role, self.architecture, FILES[scale], device) for role in rc.ROLES
+            role: rc.random_checkpoint(role, self.architecture, CHECKPOINT_DTYPES[scale], device) for role in rc.ROLES
         }
         self._backbones: dict[str, Backbone] = {}
-        self._take_images(resolution, photographs)
+        self._set_images(resolution, photographs)
 
-    def of_images(self, resolution: int = 0, photographs: int = PHOTOGRAPHS) -> Workbench:
-        """The same networks with other images."""
+    def with_images(self, resolution: int = 0, photographs: int = PHOTOGRAPHS) -> RandomModels:
+        """A copy with the same weights and other images."""
         other = copy.copy(self)
-        other._take_images(resolution, photographs)
+        other._set_images(resolution, photographs)
         return other
 
-    def _take_images(self, resolution: int, photographs: int) -> None:
+    def _set_images(self, resolution: int, photographs: int) -> None:
         self.resolution = resolution or self.architecture.resolution
         generator = torch.Generator().manual_seed(0)
         shape = (photographs, 3, self.resolution, self.resolution)
         pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
         self.images = ImageSet(pixels, tuple(f"{i}.png" for i in range(photographs)))
 
-    def forget(self) -> None:
-        """Let go of what new networks are made from, where there will be none."""
+    def release_weights(self) -> None:
+        """Drop the references to checkpoints and backbones. No new network can be made afterwards."""
         self.checkpoints.clear()
         self._backbones.clear()
 
     def settings(self, **options: Any) -> TrainSettings:
-        """The paper's settings, but for these."""
+        """The paper's settings with these changes."""
         given = {"class_noun": "dog", "device": str(self.device), "resolution": self.resolution, **options}
         return from_options(TrainSettings, given)
 
@@ -78,35 +79,35 @@ class Workbench:
         )
 
     def backbones(self, settings: TrainSettings) -> dict[str, Backbone]:
-        """New backbones for these settings, always of the same weights."""
-        wanted = needed_backbones(settings)
+        """New backbones for these settings by role. The weights are the same at each call."""
+        names = needed_backbones(settings)
         if self.scale == "tiny":
-            return load_backbones(wanted, "tiny")
-        # Drawing half a billion numbers takes longer than most that is measured, so it is done once.
-        for name in sorted({*wanted.values()} - {*self._backbones}):
+            return load_backbones(names, "tiny")
+        # Drawing half a billion numbers takes longer than most measurements, so each backbone is drawn once.
+        for name in sorted({*names.values()} - {*self._backbones}):
             with torch.random.fork_rng(), self.device:
                 torch.manual_seed(0)
                 self._backbones[name] = new_backbone(SPECS[name]).cpu()
-        return {role: copy.deepcopy(self._backbones[name]) for role, name in wanted.items()}
+        return {role: copy.deepcopy(self._backbones[name]) for role, name in names.items()}
 
     def state(self, settings: TrainSettings) -> TrainState:
-        """A run of these settings at step 0, on the device."""
+        """A training state with these settings at step 0, on their device."""
         family = self.family()
         family.text = family.text.with_placeholders({settings.placeholder: settings.vectors})
         return new_state(family, self.backbones(settings), settings)
 
     def adapter(self) -> Adapter:
-        """A student's adapter from before the first iteration: of full size, and all differences 0."""
+        """The student's adapter at step 0: of full size, with all weight differences 0."""
         state = self.state(self.settings(device="cpu"))
-        made = adapters_of(state, "distil", 0)["student"]
+        adapter = adapters_of(state, "distil", 0)["student"]
         state.family.restore()
-        return made
+        return adapter
 
-    def plain(self, settings: TrainSettings) -> Plain:
-        """The method read literally, starting where a new state of these settings does."""
-        state = self.state(replace(settings, device="cpu"))  # of which only words and heads are taken
+    def literal(self, settings: TrainSettings) -> LiteralImplementation:
+        """The literal implementation, initialised like a new state with these settings."""
+        state = self.state(replace(settings, device="cpu"))  # only its tokenizer and critic heads are used
         text, heads = state.family.text, dict(state.trainables.critics.items())
-        return Plain(
+        return LiteralImplementation(
             settings,
             self.architecture,
             self.checkpoints,
@@ -117,7 +118,7 @@ class Workbench:
         )
 
     def training_images(self, settings: TrainSettings) -> TrainingImages:
-        """Where the batches of a run of these settings come from."""
+        """The source of batches for these settings."""
         return TrainingImages(self.images, settings, 2 ** (len(self.architecture.vae["block_out_channels"]) - 1))
 
     def batch(self, settings: TrainSettings, generator: torch.Generator, step: int = 0) -> Batch:
