@@ -77,6 +77,12 @@ def test_the_page_lists_every_layer_and_every_module_of_the_core():
     assert not unlisted
 
 
+def test_the_page_names_every_node_benchmark_and_tool():
+    rest = PAGE[PAGE.index("## The nodes") :]
+    names = [name for name in modules(ROOT, PACKAGES[1:]) if "." in name]
+    assert [name for name in names if not re.search(rf"\b{name.split('.')[-1]}\b", rest)] == []
+
+
 def test_imports_of_the_core_only_go_downwards(graph):
     core = {m: {t for t in targets if t.startswith(CORE)} for m, targets in graph.items() if m.startswith(CORE)}
     assert sum(len(targets) for targets in core.values()) > 300  # the parser finds the imports
