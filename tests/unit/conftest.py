@@ -52,6 +52,7 @@ FAST = {
         "finding",
         "foreign",
         "jpeg_damage",
+        "layers",
         "metrics",
         "ms_swd",
     ),
