@@ -37,7 +37,7 @@ from echodistill_core.perception.backbones import SPECS, TINY_SPECS, new_backbon
 from echodistill_core.settings import TrainSettings
 from echodistill_core.training import build, offload
 from echodistill_core.training.batches import Batch, TrainingImages
-from echodistill_core.training.schedule import schedule_of
+from echodistill_core.training.schedule import loss_schedule
 from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
 
@@ -101,11 +101,11 @@ def count(settings: TrainSettings, scale: str = "full") -> Counted:
         run = _state(settings, architecture, scale)
         weights, peak = live.now, {}
         flop = dict.fromkeys(_steps(run, batch), 0)
-        for run.step in range(schedule_of(settings).period):
+        for run.step in range(loss_schedule(settings).period):
             for name, step in _steps(run, batch).items():
                 with counting() as counter:
                     step()
-                flop[name] += counter.get_total_flops() // schedule_of(settings).period
+                flop[name] += counter.get_total_flops() // loss_schedule(settings).period
         gc.collect()
         run.step = 0
         # Without the counter, which holds on to what it has seen.

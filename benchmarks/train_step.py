@@ -30,7 +30,7 @@ from echodistill_core.losses.ms_swd import ms_swd
 from echodistill_core.models.conditioning import TextConditioning
 from echodistill_core.settings import PRESETS, TrainSettings
 from echodistill_core.training.batches import batches
-from echodistill_core.training.schedule import schedule_of
+from echodistill_core.training.schedule import loss_schedule
 from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import extract_features, iterate
 
@@ -54,8 +54,8 @@ def meaning() -> dict[str, dict[str, Any]]:
 def iteration(state: TrainState, bench: Workbench) -> Work:
     """The next iteration with its batch, drawn as the loop has it: in a thread, where there is a GPU."""
     images, generator = bench.training_images(state.settings), state.random["data"]
-    ahead = state.device.type != "cpu"
-    drawn = batches(images, range(state.step, _ENDLESS), generator, state.device, ahead=ahead)
+    prefetch = state.device.type != "cpu"
+    drawn = batches(images, range(state.step, _ENDLESS), generator, state.device, prefetch=prefetch)
 
     def work() -> None:
         iterate(state, next(drawn))
@@ -159,7 +159,7 @@ def _mode(bench: Workbench, settings: TrainSettings) -> dict[str, Any]:
 
 def _period(state: TrainState, bench: Workbench) -> tuple[Work, int]:
     """A whole cycle of the turns of images and critics, and how many iterations it has."""
-    work, count = iteration(state, bench), schedule_of(state.settings).period
+    work, count = iteration(state, bench), loss_schedule(state.settings).period
 
     def period() -> None:
         for _ in range(count):

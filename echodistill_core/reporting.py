@@ -11,14 +11,14 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from .files import replacing
-from .sampling import finished
+from .sampling import clamp_finite
 from .training.events import CheckpointSaved, Event, PreviewReady, StepDone
 from .training.run import Run
 
 
 def to_pictures(images: Tensor) -> list[Image.Image]:
     """Images (B, 3, H, W) in [-1, 1] as 8-bit pictures. Raises DivergedError for NaN and infinity."""
-    images = finished(images.float())
+    images = clamp_finite(images.float())
     pixels = ((images + 1) * 127.5).round().to("cpu").byte()
     return [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in pixels]
 

@@ -70,7 +70,7 @@ def denoise(
     return clean
 
 
-def finished(images: Tensor) -> Tensor:
+def clamp_finite(images: Tensor) -> Tensor:
     """Decoded images (B, 3, H, W) clamped to [-1, 1]. Raises DivergedError where any value is NaN or infinite."""
     # Before clamping, which would make infinity white.
     bad = int((~torch.isfinite(images)).sum())
@@ -101,14 +101,14 @@ def sample(
     seed: image i is drawn from seed + i, or from seed[i].
     height, width: multiples of 8; 0 takes the family's own. guidance: 1 for the one-step student.
     image: (1 or B, 3, H, W) in [-1, 1] to begin from; strength in (0, 1] is how much of it is redrawn.
-    Raises InputError for sizes, steps or strengths that do not fit, and DivergedError as `finished` does.
+    Raises InputError for sizes, steps or strengths that do not fit, and DivergedError as `clamp_finite` does.
     """
     family = model.family
     height, width = height or family.architecture.resolution, width or family.architecture.resolution
     if not 0 < strength <= 1:
         raise InputError(f"strength is {strength}; expected more than 0 (keep the picture) and at most 1 (redraw it).")
     noise = draw_noise(family, len(prompts), height, width, seed).to(family.device)
-    model.encoder.warn_of_unread(prompts)
+    model.encoder.warn_truncated(prompts)
     text = model.condition(prompts)
     unconditional = model.condition([""]).expand(len(text)) if guidance != 1.0 else None
     start = None
@@ -128,4 +128,4 @@ def sample(
         start=start,
         strength=strength,
     )
-    return finished(family.decode(latents))
+    return clamp_finite(family.decode(latents))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..concept.prompts import same_word
+from ..concept.prompts import normalised_placeholder
 from ..errors import InputError, Notice
 from ..messages import listed, shortened
 from ..models.conditioning import TextConditioning
@@ -63,7 +63,7 @@ def personalised(
     placeholders: dict[str, str] = {}
     for adapter in adapters:
         check_fit(adapter, family, denoiser, role, any_base=any_base)
-        if same_word(adapter.placeholder) in map(same_word, placeholders):
+        if normalised_placeholder(adapter.placeholder) in map(normalised_placeholder, placeholders):
             raise InputError(
                 f"two adapters share the placeholder {adapter.placeholder}; train one of them with another placeholder."
             )
@@ -72,13 +72,13 @@ def personalised(
     weights, loaded = denoiser.unet.state_dict(), family.loaded[role]
     changed: dict[str, Tensor] = {}
     for adapter, strength in zip(adapters, strengths, strict=True):
-        for name, delta in fitting_deltas(adapter, family, weights).items():
+        for name, delta in checked_unet_deltas(adapter, family, weights).items():
             if strength != 0:
                 # From the weights as loaded: differences can be finer than the precision that the model was cast to.
                 start = changed.get(name, loaded[name].float())
                 changed[name] = start + strength * delta.to(start.device)
     learned = [
-        embeddings_at(a, family.text.noun_embeddings(a.class_noun, len(a.token_embeddings)), s)
+        interpolated_embeddings(a, family.text.noun_embeddings(a.class_noun, len(a.token_embeddings)), s)
         for a, s in zip(adapters, strengths, strict=True)
     ]
     kept: dict[str, nn.Parameter] = {}
@@ -91,13 +91,13 @@ def personalised(
             _swap(denoiser.unet, name, parameter)
 
 
-def embeddings_at(adapter: Adapter, start: Tensor, strength: float) -> Tensor:
+def interpolated_embeddings(adapter: Adapter, start: Tensor, strength: float) -> Tensor:
     """The token's rows (vectors, width): from `start`, the class noun's, at 0 to the learned ones at 1."""
     # lerp is exact at both ends, which start + strength * (end - start) is not.
     return torch.lerp(start, adapter.token_embeddings.to(start), strength)
 
 
-def fitting_deltas(adapter: Adapter, family: Family, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def checked_unet_deltas(adapter: Adapter, family: Family, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The adapter's differences by the names of `weights`, a UNet's state dictionary.
 
     Raises InputError where one has no place there or another shape.
@@ -126,14 +126,14 @@ def check_fit(
     if not any_base:
         found = {"base_fingerprint": denoiser.fingerprint, "text_fingerprint": family.text_fingerprint}
         check_base(adapter, found, f"{role} {denoiser.origin}", remedy)
-        difference = other_layers(adapter, family.blocks(role))
+        difference = block_mismatch(adapter, family.blocks(role))
     else:
-        difference = other_base(adapter, denoiser.fingerprint)
+        difference = base_mismatch(adapter, denoiser.fingerprint)
     if difference:
         warnings.warn(difference, category=Notice, stacklevel=4)
 
 
-def other_layers(adapter: Adapter, blocks: Mapping[str, str]) -> str:
+def block_mismatch(adapter: Adapter, blocks: Mapping[str, str]) -> str:
     """A sentence where the adapter was trained on a UNet whose other layers differ from these blocks', or "".
 
     Cross-attention keys and values are the adapter's own business (`check_base`); a model fine-tuned elsewhere, or with
@@ -149,7 +149,7 @@ def other_layers(adapter: Adapter, blocks: Mapping[str, str]) -> str:
     )
 
 
-def other_base(adapter: Adapter, fingerprint: str) -> str:
+def base_mismatch(adapter: Adapter, fingerprint: str) -> str:
     """A sentence where the adapter was trained on other cross-attention than this fingerprint's, or ""."""
     if adapter.metadata["base_fingerprint"] == fingerprint:
         return ""

@@ -27,7 +27,7 @@ from ..devices import DTYPES, pick_device
 from ..errors import InputError
 from ..eventlog import EventLog
 from ..logs import logger
-from ..miniature.concepts import foreign_to_the_miniature
+from ..miniature.concepts import outside_domain_warning
 from ..models.family import Family
 from ..models.open import open_family
 from ..models.sources import FAMILIES, ModelSources, settings_for
@@ -61,7 +61,7 @@ def demo(options: argparse.Namespace) -> None:
     pick_device(settings.device)
     task = choose(settings, options.photos)
     if task.photos:
-        _warn_of_foreign(task.photographs, task.class_noun)
+        _warn_outside_domain(task.photographs, task.class_noun)
     plain = not task.photos and affecting_result(settings) == affecting_result(DemoSettings())
     name = "demo" if plain else f"demo-{_name(task.class_noun, affecting_result(settings), task.photographs)}"
     folder = Path(options.out) if options.out else Path("runs") / name
@@ -92,7 +92,7 @@ def train(options: argparse.Namespace) -> None:
     photographs = load_photographs(paths, settings.max_photographs)
     family = _family(sources, with_teacher=needs_teacher(settings, start))
     if sources.family == "miniature":
-        _warn_of_foreign(photographs, settings.class_noun)
+        _warn_outside_domain(photographs, settings.class_noun)
     folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs, start)
     say(f"{settings.class_noun}: {_counted(photographs)} -> {folder}")
     listeners += [ProgressBar(), RunPictures(folder), EventLog()]
@@ -311,10 +311,10 @@ def _name(class_noun: str, identity: Mapping[str, Any], photographs: Sequence[Ph
     return f"{noun}-{fingerprint_of({**identity, 'photographs': contents})[:8]}"
 
 
-def _warn_of_foreign(photographs: Sequence[Photograph], class_noun: str) -> None:
-    foreign = foreign_to_the_miniature(photographs, class_noun)
-    if foreign:
-        say(f"warning: {foreign}")
+def _warn_outside_domain(photographs: Sequence[Photograph], class_noun: str) -> None:
+    warning = outside_domain_warning(photographs, class_noun)
+    if warning:
+        say(f"warning: {warning}")
 
 
 def _counted(photographs: Sequence[Photograph]) -> str:

@@ -106,7 +106,7 @@ def check_prompt(prompt: str, placeholders: Mapping[str, str]) -> None:
     placeholders: placeholder -> class noun, of every adapter in use. Without adapters every prompt is right.
     """
     check_text(prompt, "the prompt")
-    if not placeholders or placeholders_read(_knowing(tuple(placeholders)), prompt, placeholders):
+    if not placeholders or placeholders_read(_tokenizer_with(tuple(placeholders)), prompt, placeholders):
         return
     name, noun = next(iter(placeholders.items()))
     raise InputError(
@@ -123,7 +123,7 @@ def check_class_noun(class_noun: str, placeholder: str) -> None:
             "class_noun is empty; write what the photographs show, in one or a few words: dog, coffee mug "
             "(--class-noun dog)."
         )
-    if placeholders_read(_knowing((placeholder,)), class_noun, [placeholder]):
+    if placeholders_read(_tokenizer_with((placeholder,)), class_noun, [placeholder]):
         raise InputError(
             f"class_noun {quoted(class_noun)} holds the placeholder {placeholder}, which is written before it anyway; "
             "leave it out."
@@ -139,7 +139,7 @@ def check_text(text: str, what: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _knowing(placeholders: tuple[str, ...]) -> CLIPTokenizer:
+def _tokenizer_with(placeholders: tuple[str, ...]) -> CLIPTokenizer:
     """CLIP's tokenizer that knows these words. What it pads with makes no difference to a prompt's words."""
     return with_added_tokens(clip_tokenizer(pad_with_end=False), placeholders)
 
@@ -227,7 +227,7 @@ class TextEncoder(nn.Module):
         """Tokens of a prompt that the encoder reads: 75, since begin and end of text take two of its 77."""
         return int(self.model.config.max_position_embeddings) - 2
 
-    def warn_of_unread(self, prompts: Iterable[str]) -> None:
+    def warn_truncated(self, prompts: Iterable[str]) -> None:
         """Warn once for each prompt that is longer than the encoder reads, naming the words that are lost."""
         rows_of = self._placeholder_ids()
 
@@ -235,7 +235,7 @@ class TextEncoder(nn.Module):
             return sum(len(rows_of.get(token, [token])) for token in self._words(text))
 
         for prompt in dict.fromkeys(prompts):
-            warn_of_unread(prompt, self.most_tokens, count)
+            warn_truncated(prompt, self.most_tokens, count)
 
     def _words(self, prompt: str) -> list[int]:
         ids: list[int] = self.tokenizer(prompt, add_special_tokens=False).input_ids
@@ -291,7 +291,7 @@ class TextEncoder(nn.Module):
         return mean_embeddings(self.table, ids, count)
 
 
-def warn_of_unread(prompt: str, most: int, count: Callable[[str], int]) -> None:
+def warn_truncated(prompt: str, most: int, count: Callable[[str], int]) -> None:
     """Warn, naming the words that are lost, where a prompt has more than the `most` tokens that its encoder reads.
 
     count: a text to the number of its tokens.
