@@ -26,7 +26,6 @@ from ..concept.photographs import Photograph, load_photograph, load_photographs,
 from ..devices import DTYPES, pick_device
 from ..errors import InputError
 from ..eventlog import EventLog
-from ..logs import logger
 from ..miniature.concepts import outside_domain_warning
 from ..models.family import Family
 from ..models.open import open_family
@@ -45,8 +44,6 @@ from ..training.start import start_files
 from .arguments import COMPUTING, given
 from .facts import adapter_facts, environment_facts, lines, run_facts
 from .progress import ProgressBar, has_display, say, stoppable
-
-log = logger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -96,7 +93,6 @@ def train(options: argparse.Namespace) -> None:
     folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs, start)
     say(f"{settings.class_noun}: {_counted(photographs)} -> {folder}")
     listeners += [ProgressBar(), RunPictures(folder), EventLog()]
-    log.info("run folder %s: %s", folder, "exists, resumed if unfinished" if (folder / "run.json").is_file() else "new")
     with stoppable(listeners) as listen:
         run = session.train(photographs, family, settings, sources, folder, listen, start)
     _finished(run, "distil")
@@ -279,10 +275,6 @@ def _family(sources: ModelSources, *, with_teacher: bool) -> Family:
     family = open_family(sources, with_teacher=with_teacher)
     for warning in family.warnings:
         say(f"warning: {warning}")
-    for role, denoiser in (("student", family.student), ("teacher", family.teacher)):
-        if denoiser is not None:
-            predicts = denoiser.schedule.prediction_type
-            log.info("%s: %s, %s, fingerprint %s", role, denoiser.origin, predicts, denoiser.fingerprint)
     return family
 
 

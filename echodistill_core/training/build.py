@@ -174,7 +174,7 @@ def _initial_embeddings(
 
 
 def _initial_critics(backbones: Mapping[str, Backbone], settings: TrainSettings, device: torch.device) -> nn.ModuleDict:
-    """Critic -> a new head. Each head has its own generator, so its initial values do not depend on the other critics."""
+    """Critic -> a new head. Each head has its own generator, so its values do not depend on the other critics."""
 
     def seed(role: str) -> int:
         return settings.seed + 100 + (CRITICS.index(role) if role in CRITICS else zlib.crc32(role.encode()))

@@ -42,7 +42,7 @@ class PreviewReady:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """A checkpoint was taken after `step` iterations. On a GPU its file may still be being written in the background."""
+    """A checkpoint was taken after `step` iterations. On a GPU, a thread may still be writing its file."""
 
     stage: str
     step: int

@@ -118,7 +118,7 @@ def _log(run: Run, stage: str, pending: list[tuple[int, Mapping[str, Tensor]]]) 
             if not math.isfinite(value):
                 raise DivergedError(
                     f"{name} is {value} at step {step} of the stage {stage}, so training stopped; the last good "
-                    "checkpoint is kept. Lower the learning rates or the weight of that loss and train into a new folder."
+                    "checkpoint is kept. Lower the learning rates or that loss's weight, and train into a new folder."
                 )
         rows.append({"step": step, **row})
     if rows:

@@ -261,9 +261,9 @@ def test_a_class_noun_with_the_placeholder_in_it_is_refused(noun):
 
 @pytest.mark.parametrize("text", ["a \udcff dog", "\udc80"])
 def test_bytes_that_are_no_text_are_refused(text):
-    with pytest.raises(InputError, match="no UTF-8 text"):
+    with pytest.raises(InputError, match="is not valid UTF-8"):
         check_class_noun(text, "<new1>")
-    with pytest.raises(InputError, match="no UTF-8 text"):
+    with pytest.raises(InputError, match="is not valid UTF-8"):
         check_prompt(text, {"<new1>": "dog"})
 
 
