@@ -131,7 +131,10 @@ def check_class_noun(class_noun: str, placeholder: str) -> None:
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise InputError for text with lone surrogates, which Python makes of bytes that are not UTF-8. what: its name."""
+    """Raise InputError for text with lone surrogates, which Python makes of bytes that are not UTF-8.
+
+    what: name of the text in the error message.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

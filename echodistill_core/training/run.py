@@ -155,13 +155,13 @@ class Run:
             )
 
     @property
-    def begun_echo(self) -> dict[str, Any] | None:
+    def recorded_echo(self) -> dict[str, Any] | None:
         """The recorded settings of the echoing stage; None if it was not started or its folder was removed."""
         return self.record["echo"] if self.path("echo").is_dir() else None
 
     def check_echo(self, echo: EchoSettings) -> None:
         """Raise InputError, with the differences, if the run has an echoing stage with other settings."""
-        recorded, current = self.begun_echo, affecting_result(echo)
+        recorded, current = self.recorded_echo, affecting_result(echo)
         if recorded is not None and recorded != current:
             raise InputError(
                 f"the run {self.folder} has an echoing stage of other settings: {differences(recorded, current)}; "
@@ -179,13 +179,13 @@ class Run:
             )
         self.check_echo(echo)
         recorded = checkpoint_fingerprint(self.path("echo", CHECKPOINT))
-        if self.begun_echo is None and recorded not in ("", self.echo_fingerprint(echo)):
+        if self.recorded_echo is None and recorded not in ("", self.echo_fingerprint(echo)):
             raise InputError(
                 f"the run {self.folder} has an echoing stage that was begun with other settings, which run.json no "
                 f"longer holds; use those settings again, or move {self.path('echo')} away."
             )
         self.remove_leftovers()
-        if self.begun_echo is None:
+        if self.recorded_echo is None:
             self.record["echo"] = affecting_result(echo)
             self.record["finished"] = {s: figures for s, figures in self.record["finished"].items() if s != "echo"}
             self.save()

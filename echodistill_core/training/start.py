@@ -115,7 +115,7 @@ def _read(path: Path, role: str, family: Family, settings: TrainSettings) -> Sta
 def _trainable_start(
     path: Path, adapter: Adapter, deltas: dict[str, Tensor], denoiser: Denoiser, family: Family, settings: TrainSettings
 ) -> Start:
-    """The initial values of a role that learns. Raises InputError if `trainable` does not train what differs."""
+    """The initial values of a role that learns. Raises InputError if the adapter does not fit `trainable`."""
     trained = trained_names(denoiser.unet, settings.trainable)
     frozen = sorted(deltas.keys() - set(trained))
     if frozen:

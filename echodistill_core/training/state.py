@@ -194,7 +194,7 @@ class TrainState:
     ) -> Tensor:
         """function(pixels), (B, ...), with a cache over views that recur.
 
-        kind: what the function computes, part of the cache's key. views: a key for each image; None for an augmented
+        kind: name of the function in the cache's key. views: a key for each image; None for an augmented
         image that never recurs. If any is None, the batch is computed as a whole and nothing is cached. Otherwise each
         view is computed once, in a batch of one, so that the result does not depend on the batch it first appears in.
         """

@@ -71,7 +71,9 @@ def test_a_damaged_record_is_logged_with_its_new_name(train_tiny, tmp_path, reco
     with pytest.warns(Notice):
         train_tiny(tmp_path / "run", iterations=1)
     renamed = (
-        r"damaged .*run\.json: renamed run\.json\.damaged" if keeps_checkpoint else r"folder .*: renamed run-damaged-1"
+        r"damaged .*run\.json: renamed run\.json\.damaged"
+        if keeps_checkpoint
+        else r"damaged folder .*: renamed run-damaged-1"
     )
     only(records(logging.INFO), rf"training\.resume: {renamed}")
 
