@@ -68,9 +68,9 @@ def _advanced(cls: type, name: str) -> io.Input:
     default: Any = ("on" if field.default else "off") if kind is bool else field.default
     if kind is bool or field.metadata["choices"]:
         options = [AUTO, *(field.metadata["choices"] or ("on", "off"))]
-        tooltip = f"{_reason(field)} auto: what suits preset and models ({default} in the paper)."
+        tooltip = f"{_reason(field)} auto: the value of the preset or the family ({default} in the paper)."
         return advanced(io.Combo.Input(name, options=options, default=AUTO, tooltip=tooltip))
-    tooltip = f"{_reason(field)} {UNSET}: what suits preset and models ({default:g} in the paper)."
+    tooltip = f"{_reason(field)} {UNSET}: the value of the preset or the family ({default:g} in the paper)."
     high = field.metadata["high"]
     if kind is int:
         high = int(high or LARGEST)

@@ -52,7 +52,7 @@ def test_the_server_names_no_failed_import(server):
 @pytest.mark.parametrize(
     ("node", "settings", "elsewhere"),
     [
-        ("EchoDistillTrain", TrainSettings, {"device", "log_every"}),
+        ("EchoDistillTrain", TrainSettings, {"device", "log_every", "extra_losses", "extra_critics"}),
         ("EchoStage", EchoSettings, set()),
     ],
 )

@@ -409,7 +409,7 @@ def other_value(field):
     if meta["choices"]:
         return next(c for c in meta["choices"] if c != value)
     if isinstance(value, str):
-        return "cpu:0" if field.name == "device" else "zebra"
+        return {"device": "cpu:0", "extra_losses": "zebra=0", "extra_critics": "zebra=0"}.get(field.name, "zebra")
     step = 1 if isinstance(value, int) else 0.25
     return value + step if meta["high"] is None or value + step <= meta["high"] else value - step
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from echodistill_core.adapter.apply import personalised
 from echodistill_core.adapter.file import read_adapter
 from echodistill_core.errors import InputError
+from echodistill_core.models.conditioning import TextConditioning
 from echodistill_core.sampling import sample
 
 # On a model
@@ -24,10 +25,10 @@ def test_on_a_model_it_is_base_plus_difference(family):
     for original, name in KV.items():
         by_hand.get_parameter(name).data += adapter.deltas[original]
     z, t, text = drawn(2, 4, 8, 8), torch.tensor([999, 500]), drawn(2, 77, 32)
-    before = family.student.predict(z, t, text)
+    before = family.student.predict(z, t, TextConditioning(text))
     with personalised(family, [adapter]) as model:
         assert model.denoiser is family.student
-        result = model.denoiser.predict(z, t, text)
+        result = model.denoiser.predict(z, t, TextConditioning(text))
         for name, value in by_hand.named_parameters():
             assert torch.equal(model.denoiser.unet.get_parameter(name), value), name
     with torch.no_grad():

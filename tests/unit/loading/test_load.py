@@ -23,6 +23,7 @@ from transformers import CLIPTextModel
 
 from echodistill_core.models.architectures import TINY
 from echodistill_core.models.checkpoint import read_checkpoint
+from echodistill_core.models.conditioning import TextConditioning
 from echodistill_core.models.load import load_family
 from echodistill_core.models.tiny import tiny_checkpoint
 
@@ -45,7 +46,8 @@ def test_outputs_equal_those_of_models_loaded_by_diffusers_and_transformers(fold
         for family in (load_family(folder), load_family(file)):
             assert torch.equal(family.text([PROMPT]), features)
             assert torch.equal(
-                family.student.predict(z, t, features), unet(z, t, encoder_hidden_states=features).sample
+                family.student.predict(z, t, TextConditioning(features)),
+                unet(z, t, encoder_hidden_states=features).sample,
             )
             assert torch.equal(family.encode(x), vae.encode(x).latent_dist.mode() * 0.18215)
             assert torch.allclose(family.decode(z), vae.decode(z / 0.18215).sample, atol=1e-6)

@@ -1,10 +1,11 @@
-"""What memory_mode low is made of: layers computed again, and networks that take turns on the device."""
+"""memory_mode low: layers under activation checkpointing, and networks of which one at a time is on the device."""
 
 import pytest
 import torch
 from torch import nn
 
-from echodistill_core.training.offload import Layers, ModelOffloader
+from echodistill_core.training.compute import CheckpointedSequential
+from echodistill_core.training.offload import ModelOffloader
 
 
 def test_layers_give_value_and_gradient_of_their_chain():
@@ -19,13 +20,13 @@ def test_layers_give_value_and_gradient_of_their_chain():
         value = layer(value)
     upstream = torch.randn_like(value)
     (expected,) = torch.autograd.grad(value, x, upstream)
-    chain = Layers(layers)
+    chain = CheckpointedSequential(layers)
     for _ in range(2):  # again, as the next iteration does
-        found = chain.forward(x)
-        assert not found.requires_grad
-        torch.testing.assert_close(found, value.detach())
-        torch.testing.assert_close(chain.backward(upstream), expected)
-        assert x.grad is None
+        found = chain(x)
+        torch.testing.assert_close(found, value)
+        torch.testing.assert_close(torch.autograd.grad(found, x, upstream)[0], expected)
+    with torch.no_grad():
+        assert not chain(x).requires_grad
 
 
 @pytest.mark.parametrize("size", [64, 48])
@@ -33,17 +34,15 @@ def test_the_decoders_layers_are_decode(tiny_family, size):
     family = tiny_family()
     z = torch.randn(2, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     image = family.decode(z)
-    chain = Layers(family.decoding())
     assert len(family.decoding()) > 6
-    found = chain.forward(z)
-    torch.testing.assert_close(found, image.detach())
+    found = CheckpointedSequential(family.decoding())(z)
+    torch.testing.assert_close(found, image)
     upstream = torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(
-        chain.backward(upstream), torch.autograd.grad(image, z, upstream)[0], rtol=1e-4, atol=1e-5
-    )
+    gradient, expected = (torch.autograd.grad(x, z, upstream)[0] for x in (found, image))
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_networks_take_turns_and_what_learns_stays():
+def test_one_network_is_loaded_at_a_time_and_trained_parameters_stay():
     torch.manual_seed(0)
     networks = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2)]
     for network in networks:
@@ -51,7 +50,8 @@ def test_networks_take_turns_and_what_learns_stays():
     x = torch.randn(3, 4)
     expected = [network(x) for network in networks]
     trained = [network[1].weight for network in networks]
-    turns = ModelOffloader(networks, torch.device("cpu"))
+    other = nn.Identity()
+    offloader = ModelOffloader(networks, torch.device("cpu"), before=[other])
 
     def sizes():
         return [network[0].weight.numel() for network in networks]
@@ -63,9 +63,9 @@ def test_networks_take_turns_and_what_learns_stays():
         assert sizes() == [16 * (i == 0), 16 * (i == 1)]
     out.sum().backward()
     assert networks[0][1].weight.grad is not None
-    turns.leave()
+    other(x)
     assert sizes() == [0, 0]
     assert all(network[1].weight is weight for network, weight in zip(networks, trained, strict=True))
-    turns.end()
+    offloader.remove()
     with pytest.raises(RuntimeError):
-        networks[0](x)  # nobody brings the weights any more
+        networks[0](x)  # no hook loads the weights any more
