@@ -131,7 +131,7 @@ def test_an_echo_whose_record_was_lost_goes_on_with_its_own_settings_only(finish
     (run.folder / "run.json").write_bytes(b"")
     with pytest.warns(UserWarning, match="written anew"):
         run = train_tiny(run.folder, iterations=2)
-    with pytest.raises(InputError, match="was begun with other settings, which run\.json no longer holds"):
+    with pytest.raises(InputError, match=r"was begun with other settings, which run\.json no longer holds"):
         session.echo(run, tiny_family(), EchoSettings(iterations=1, pool_size=3), lambda _: None)
     again = session.echo(run, tiny_family(), settings, lambda _: None)
     assert again.is_finished("echo")
