@@ -82,7 +82,7 @@ def test_another_training_does_not_take_the_folder_over(finished, tmp_path, trai
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "run.json").write_bytes(b"")
     before = files_of(run)
-    with pytest.raises(DamagedRunError, match="are not the run's own"):
+    with pytest.raises(DamagedRunError, match="are not those of the run"):
         train_tiny(run, iterations=3)
     assert files_of(run) == before
 
@@ -116,7 +116,7 @@ def test_without_a_checkpoint_nothing_of_the_earlier_files_is_used(tmp_path, tra
     kept = {p.name: p.read_bytes() for p in (tmp_path / "run").rglob("*.png")}
     assert kept
     (tmp_path / "run" / "run.json").write_bytes(b"")
-    with pytest.warns(UserWarning, match="run-damaged-1 keeps what was there"):
+    with pytest.warns(UserWarning, match="run-damaged-1 keeps the previous files"):
         train_tiny(tmp_path / "run", seed=6, **weights)
     clean = train_tiny(tmp_path / "clean", seed=6, **weights)
     assert files_of(tmp_path / "run") == files_of(clean.folder)
@@ -131,7 +131,7 @@ def test_an_echo_whose_record_was_lost_goes_on_with_its_own_settings_only(finish
     (run.folder / "run.json").write_bytes(b"")
     with pytest.warns(UserWarning, match="written anew"):
         run = train_tiny(run.folder, iterations=2)
-    with pytest.raises(InputError, match="was begun with other settings, which its record does not hold any more"):
+    with pytest.raises(InputError, match=r"was begun with other settings, which run\.json no longer holds"):
         session.echo(run, tiny_family(), EchoSettings(iterations=1, pool_size=3), lambda _: None)
     again = session.echo(run, tiny_family(), settings, lambda _: None)
     assert again.is_finished("echo")

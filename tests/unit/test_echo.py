@@ -214,7 +214,7 @@ def test_an_echo_with_other_settings_is_refused(copy_of, tiny_family):
 
 def test_an_echo_without_the_checkpoint_is_refused(copy_of, tiny_family):
     copy_of.path("distil", "checkpoint.safetensors").unlink()
-    with pytest.raises(InputError, match=r"checkpoint\.safetensors is missing, so nothing can carry on"):
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors is missing"):
         session.echo(copy_of, tiny_family(), EchoSettings(pool_size=1), silent)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import checkpoint_parts, single_file, write_folder
 
-from echodistill_core.adapter.apply import other_layers, personalised
+from echodistill_core.adapter.apply import block_mismatch, personalised
 from echodistill_core.adapter.file import read_adapter
 from echodistill_core.diffusion import NoiseSchedule
 from echodistill_core.errors import InputError
@@ -124,7 +124,7 @@ def test_an_adapter_for_a_model_whose_other_layers_differ_says_so(tmp_path, trai
         personalised(other, [adapter]),
     ):
         pass
-    assert other_layers(adapter, tiny_family().blocks("student")) == ""
+    assert block_mismatch(adapter, tiny_family().blocks("student")) == ""
 
 
 def test_an_adapter_that_does_not_say_is_not_doubted(tmp_path, train_tiny, tiny_family):
@@ -134,7 +134,7 @@ def test_an_adapter_that_does_not_say_is_not_doubted(tmp_path, train_tiny, tiny_
         adapter.metadata["base_blocks"] = said
         if said is None:
             del adapter.metadata["base_blocks"]
-        assert other_layers(adapter, {"conv_in": "0"}) == ""
+        assert block_mismatch(adapter, {"conv_in": "0"}) == ""
 
 
 def test_a_run_does_not_go_on_with_other_backbones(tmp_path, train_tiny, monkeypatch):
@@ -160,7 +160,7 @@ def test_a_run_does_not_go_on_with_other_backbones(tmp_path, train_tiny, monkeyp
         return backbones
 
     monkeypatch.setattr(session, "load_backbones", others)
-    with pytest.raises(InputError, match=r"was begun with other files of the backbones dino; give it back its own"):
+    with pytest.raises(InputError, match=r"was begun with other files of the backbones dino; use the same"):
         train_tiny(tmp_path / "run", iterations=2)
     monkeypatch.undo()
     assert train_tiny(tmp_path / "run", iterations=2).is_finished("distil")

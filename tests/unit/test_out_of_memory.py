@@ -60,7 +60,7 @@ def test_advice_names_only_what_is_not_set_yet():
         assert part in plenty
     least = advice(TrainSettings(memory_mode="low", precision="bf16", dinov2_backbone="dinov2-small", batch_size=1))
     assert least == (
-        "the same run goes on from its last checkpoint, with other programs closed; another run takes less with "
+        "the same run goes on from its last checkpoint, with other programs closed; a new run needs less with "
         "a smaller resolution."
     )
 

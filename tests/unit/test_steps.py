@@ -14,7 +14,7 @@ from echodistill_core.models.architectures import TINY
 from echodistill_core.perception.backbones import Backbone
 from echodistill_core.training import steps
 from echodistill_core.training.build import needed_backbones
-from echodistill_core.training.schedule import schedule_of
+from echodistill_core.training.schedule import loss_schedule
 from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import critic_step, extract_features, iterate, student_step, teacher_step
 
@@ -605,7 +605,7 @@ def test_between_comparisons_of_images_only_latents_are_compared(
     """A comparison in every third iteration, and critics in every second of these: the rest is as without the terms."""
     seeing = {"identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
     blind, state = tiny_state(**seeing), tiny_state(image_every=3, critic_every=2)
-    assert schedule_of(state.settings).period == 6
+    assert loss_schedule(state.settings).period == 6
     decode, decoded, seen = state.family.decode, [], []
     monkeypatch.setattr(state.family, "decode", lambda z: decoded.append(z) or decode(z))
     looks_at(monkeypatch, seen)

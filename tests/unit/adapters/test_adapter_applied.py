@@ -207,7 +207,7 @@ def test_a_retrained_base_has_another_fingerprint(family, tiny_family):
 
 def test_another_text_width_is_refused_even_if_any_base_is_allowed(family):
     adapter = replace(make_adapter(family), token_embeddings=torch.zeros(1, 1024))
-    refuse(family, adapter, "token rows 1024 wide, but this model reads text 32 wide", any_base=True)
+    refuse(family, adapter, "token embeddings of width 1024, but this model needs width 32", any_base=True)
 
 
 def test_another_role_is_refused(family):
