@@ -18,7 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from echodistill_core.adapter.apply import personalised
-from echodistill_core.adapter.file import Adapter, describe_run, read_adapter, write_adapter
+from echodistill_core.adapter.file import Adapter, read_adapter, run_metadata, write_adapter
 from echodistill_core.errors import EchoDistillError
 from echodistill_core.models import layout
 from echodistill_core.models.architectures import TINY
@@ -118,7 +118,7 @@ def adapt_and_sample(file: str, adapter_file: str) -> dict[str, Any]:
     token_embeddings = family.text.noun_embeddings("dog", 1)
     settings = dataclasses.asdict(TrainSettings(class_noun="dog"))
     adapter = Adapter(
-        token_embeddings, deltas, metadata=describe_run(family, "student", settings, "distil", settings["iterations"])
+        token_embeddings, deltas, metadata=run_metadata(family, "student", settings, "distil", settings["iterations"])
     )
     path = Path(adapter_file)
     write_seconds, _ = _timed(lambda: write_adapter(path, adapter, family.architecture))

@@ -37,7 +37,7 @@ from echodistill_core.perception.backbones import SPECS, TINY_SPECS, new_backbon
 from echodistill_core.settings import TrainSettings
 from echodistill_core.training import build, offload
 from echodistill_core.training.batches import Batch, TrainingImages
-from echodistill_core.training.schedule import schedule_of
+from echodistill_core.training.schedule import loss_schedule
 from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
 
@@ -108,11 +108,11 @@ def count_iteration(settings: TrainSettings, scale: str = "full") -> CountedIter
         state = _state(settings, architecture, scale)
         weights, peak = live.current, {}
         flop = dict.fromkeys(_steps(state, batch), 0)
-        for state.step in range(schedule_of(settings).period):
+        for state.step in range(loss_schedule(settings).period):
             for name, step in _steps(state, batch).items():
                 with flop_counter() as counter:
                     step()
-                flop[name] += counter.get_total_flops() // schedule_of(settings).period
+                flop[name] += counter.get_total_flops() // loss_schedule(settings).period
         gc.collect()
         state.step = 0
         # Memory is measured without the FLOP counter, which keeps references to tensors.

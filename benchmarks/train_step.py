@@ -28,7 +28,7 @@ from echodistill_core.losses.ms_swd import ms_swd
 from echodistill_core.models.conditioning import TextConditioning
 from echodistill_core.settings import PRESETS, TrainSettings
 from echodistill_core.training.batches import batches
-from echodistill_core.training.schedule import schedule_of
+from echodistill_core.training.schedule import loss_schedule
 from echodistill_core.training.state import TrainState
 from echodistill_core.training.steps import extract_features, iterate
 
@@ -62,7 +62,7 @@ def iteration(state: TrainState, models: RandomModels) -> Work:
     """A function that draws the next batch and runs the next iteration. On a GPU a thread prefetches the batches."""
     images, generator = models.training_images(state.settings), state.random["data"]
     prefetch = state.device.type != "cpu"
-    source = batches(images, range(state.step, sys.maxsize), generator, state.device, ahead=prefetch)
+    source = batches(images, range(state.step, sys.maxsize), generator, state.device, prefetch=prefetch)
 
     def work() -> None:
         iterate(state, next(source))
@@ -172,7 +172,7 @@ def _mode_cost(models: RandomModels, settings: TrainSettings) -> dict[str, Any]:
 
 def _period(state: TrainState, models: RandomModels) -> tuple[Work, int]:
     """One period of the loss schedule (images and critics), and the number of its iterations."""
-    work, count = iteration(state, models), schedule_of(state.settings).period
+    work, count = iteration(state, models), loss_schedule(state.settings).period
 
     def period() -> None:
         for _ in range(count):

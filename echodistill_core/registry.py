@@ -1,4 +1,4 @@
-"""A table of named parts that other modules may add to: backbones, loss terms, baselines, suites, families."""
+"""Registries: read-only mappings from name to part (backbone, loss term, baseline, ...), extended by `register`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A read-only mapping from name to part that grows by `register` alone.
+    """A read-only mapping from name to part, in order of registration, to which `register` adds parts.
 
-    kind: the parts' noun in error messages, for example "backbone". entries: the parts that the package ships.
+    kind: noun for a part in error messages, for example "backbone". entries: the initial parts.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, T] | None = None) -> None:
@@ -22,7 +22,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = dict(entries or {})
 
     def register(self, name: str, part: T) -> T:
-        """Add a part and return it. Raises InputError where the name is taken or empty."""
+        """Add a part under a name and return it. Raises InputError if the name is empty or already registered."""
         if not name or name in self._entries:
             found = "is taken" if name else "is empty"
             raise InputError(f"the {self.kind} name {quoted(name)} {found}; register the {self.kind} by another name.")
@@ -30,7 +30,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return part
 
     def unregister(self, name: str) -> None:
-        """Remove a part that `register` added. Raises KeyError where no part has the name."""
+        """Remove a part, for instance after a test. Raises KeyError if no part has this name."""
         del self._entries[name]
 
     def __getitem__(self, name: str) -> T:

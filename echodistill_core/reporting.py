@@ -1,4 +1,4 @@
-"""Pictures of a run: contact sheets of samples and a plot of the losses."""
+"""Pictures of a run: contact sheets of samples and plots of the losses."""
 
 from __future__ import annotations
 
@@ -8,35 +8,44 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from .files import replacing
-from .sampling import finished
+from .sampling import clamp_finite
 from .training.events import CheckpointSaved, Event, PreviewReady, StepDone
 from .training.run import Run
 
 
 def to_pictures(images: Tensor) -> list[Image.Image]:
-    """Images (B, 3, H, W) in [-1, 1] as 8-bit pictures. Raises DivergedError for NaN and infinity."""
-    images = finished(images.float())
-    pixels = ((images + 1) * 127.5).round().to("cpu").byte()
-    return [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in pixels]
+    """Images (B, 3, H, W) in [-1, 1] as B 8-bit RGB pictures. Raises DivergedError for NaN and infinity."""
+    images = clamp_finite(images.float())
+    return [to_pil_image(pixels) for pixels in ((images + 1) * 127.5).round().to("cpu").byte()]
 
 
 def contact_sheet(images: Tensor, columns: int = 4) -> Image.Image:
-    """Images (B, 3, H, W) in [-1, 1] in rows of `columns`, with white gaps of 4 pixels."""
+    """One picture of images (B, 3, H, W) in [-1, 1], in rows of `columns`, with white gaps of 4 pixels.
+
+    Raises DivergedError for NaN and infinity.
+    """
     return to_pictures(make_grid(images.float().cpu(), nrow=columns, padding=4, pad_value=1.0)[None])[0]
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture atomically, in the format of the path's suffix (PNG without one); lossy formats at quality 90."""
+    """Write a picture atomically, in the format of the path's suffix (PNG without a suffix), lossy ones at quality 90.
+
+    Raises StorageError if it cannot be written.
+    """
     kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
     with replacing(path) as temporary:
         picture.save(temporary, format=kind, quality=90)
 
 
 def plot_losses(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
-    """Plot each logged term in a panel of its own, as a PNG; the axis is logarithmic if all values are positive."""
+    """Write a PNG file with one panel per loss. The axis is logarithmic if all values of a loss are positive.
+
+    rows: as Run.read_log returns them. Nothing is written if they hold no loss.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -48,7 +57,7 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> 
     height = 2.2 * lines + 0.4
     figure = Figure(figsize=(3.2 * columns, height))
     FigureCanvasAgg(figure)
-    # Fixed margins in inches: matplotlib's layout engines take most of the time of a plot.
+    # Fixed margins in inches, because matplotlib's layout engines would take most of the plot's time.
     figure.subplots_adjust(0.06, 0.3 / height, 0.99, 1 - 0.7 / height, wspace=0.3, hspace=0.4)
     figure.suptitle(title, y=1 - 0.2 / height)
     for i, name in enumerate(names):
@@ -68,8 +77,8 @@ def plot_losses(rows: Sequence[Mapping[str, float]], path: Path, title: str) -> 
 class RunPictures:
     """A listener that writes a run's contact sheets and loss plots.
 
-    A plot takes a second or two, as long as 100 iterations on a GPU. Plots are drawn at the first checkpoint, at the
-    end of a stage, and at other checkpoints only while plotting has taken less than 2 % of the time.
+    A plot takes 1 to 2 s. It is drawn at the first checkpoint, at the end of a stage, and at other checkpoints while
+    plotting takes at most 2 % (SHARE) of the time.
     """
 
     SHARE = 0.02

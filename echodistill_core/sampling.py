@@ -1,4 +1,4 @@
-"""Sampling in 1, 2, 4 or more steps, from noise or from a picture, with the algebra that training uses."""
+"""Sampling in one or more steps, from noise or from a picture."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .errors import DivergedError, InputError
 from .models.conditioning import TextConditioning
 from .models.family import Denoiser, Family
 
-TEACHER_STEPS = 25  # the paper's steps of the teacher
+TEACHER_STEPS = 25  # steps of the teacher in the paper
 
 
 def draw_noise(family: Family, count: int, height: int, width: int, seed: int | Sequence[int]) -> Tensor:
-    """Unit noise (count, 4, height/8, width/8), float32 on the CPU. Image i has the noise of seed + i alone.
+    """Unit noise (count, 4, height/8, width/8), float32 on the CPU.
 
-    seed: of the first image, or of each of them.
-    Raises InputError for a size that is no multiple of the VAE's factor, and for another number of seeds.
+    height, width: in pixels. seed: image i has seed + i, or seed[i]; its noise does not depend on the other images.
+    Raises InputError if a side is no multiple of the VAE's factor (8), or if the number of seeds differs from count.
     """
     seeds = range(seed, seed + count) if isinstance(seed, int) else seed
     if len(seeds) != count:
@@ -46,12 +46,13 @@ def denoise(
     start: Tensor | None = None,
     strength: float = 1.0,
 ) -> Tensor:
-    """Deterministic DDIM (Song et al. 2021, eta 0) over trailing timesteps; one step is the one-step map of training.
+    """Deterministic DDIM (Song et al. 2021, eta = 0) over trailing timesteps (diffusion.trailing_timesteps).
 
-    noise: (B, 4, h, w). text, unconditional: of B prompts; unconditional is used where guidance is not 1.
-    start: clean latents to begin from, re-noised to the first timestep; strength in (0, 1] is how far. Without it the
-    process begins from the noise itself, as the one-step student was trained to.
-    Returns clean latents, float32.
+    With one step and without `start`, this is the one-step map of training (training.steps.one_step).
+    noise: (B, 4, h, w). text, unconditional: of B prompts; `unconditional` is used if guidance is not 1.
+    start: clean latents (B, 4, h, w), noised to the first timestep; None starts from `noise` itself.
+    strength: in (0, 1], the share of the process that runs on `start`; ignored without it.
+    Returns clean latents (B, 4, h, w), float32. Raises InputError as `trailing_timesteps` does.
     """
     schedule = denoiser.schedule
     timesteps = trailing_timesteps(steps, schedule.timesteps, strength if start is not None else 1.0)
@@ -70,9 +71,9 @@ def denoise(
     return clean
 
 
-def finished(images: Tensor) -> Tensor:
-    """Decoded images (B, 3, H, W) clamped to [-1, 1]. Raises DivergedError where any value is NaN or infinite."""
-    # Before clamping, which would make infinity white.
+def clamp_finite(images: Tensor) -> Tensor:
+    """Decoded images (B, 3, H, W), clamped to [-1, 1]. Raises DivergedError if a value is NaN or infinite."""
+    # Checked before clamping, which would turn infinity into 1.
     bad = int((~torch.isfinite(images)).sum())
     if bad:
         raise DivergedError(
@@ -96,19 +97,22 @@ def sample(
     image: Tensor | None = None,
     strength: float = 1.0,
 ) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1], float32, one for each prompt.
+    """Images (B, 3, height, width) in [-1, 1], float32, one per prompt.
 
-    seed: image i is drawn from seed + i, or from seed[i].
-    height, width: multiples of 8; 0 takes the family's own. guidance: 1 for the one-step student.
-    image: (1 or B, 3, H, W) in [-1, 1] to begin from; strength in (0, 1] is how much of it is redrawn.
-    Raises InputError for sizes, steps or strengths that do not fit, and DivergedError as `finished` does.
+    seed: image i has seed + i, or seed[i]. steps: 1 or more.
+    height, width: in pixels, multiples of 8; 0 for the family's resolution.
+    guidance: scale of classifier-free guidance; 1 for none, as the one-step student needs it.
+    image: (1 or B, 3, height, width) in [-1, 1], for image-to-image; strength in (0, 1] is the share of the process
+    that runs on it.
+    Raises InputError for sizes, steps, strengths, seeds or prompts that do not fit, and DivergedError if an image is
+    not finite.
     """
     family = model.family
     height, width = height or family.architecture.resolution, width or family.architecture.resolution
     if not 0 < strength <= 1:
         raise InputError(f"strength is {strength}; expected more than 0 (keep the picture) and at most 1 (redraw it).")
     noise = draw_noise(family, len(prompts), height, width, seed).to(family.device)
-    model.encoder.warn_of_unread(prompts)
+    model.encoder.warn_truncated(prompts)
     text = model.condition(prompts)
     unconditional = model.condition([""]).expand(len(text)) if guidance != 1.0 else None
     start = None
@@ -128,4 +132,4 @@ def sample(
         start=start,
         strength=strength,
     )
-    return finished(family.decode(latents))
+    return clamp_finite(family.decode(latents))

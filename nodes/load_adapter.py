@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..echodistill_core.adapter.apply import embeddings_at
+from ..echodistill_core.adapter.apply import interpolated_embeddings
 from ..echodistill_core.adapter.file import Adapter, read_adapter
 from ..echodistill_core.concept.prompts import TEMPLATES, caption
 from ..echodistill_core.errors import InputError
@@ -115,7 +115,7 @@ class LoadEchoAdapter(io.ComfyNode):
             note(difference)
         stub = caption(TEMPLATES[0], adapter.placeholder, adapter.class_noun)
         initial = noun_embeddings(base_clip, adapter.class_noun, len(adapter.token_embeddings))
-        token_embeddings = embeddings_at(adapter, initial, strength_token)
+        token_embeddings = interpolated_embeddings(adapter, initial, strength_token)
         return io.NodeOutput(
             apply_adapter(base_model, adapter, strength_model),
             with_placeholder(base_clip, adapter.placeholder, adapter.class_noun, token_embeddings),

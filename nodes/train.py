@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..echodistill_core.concept.images import square_images
 from ..echodistill_core.errors import DamagedRunError
-from ..echodistill_core.miniature.concepts import foreign_to_the_miniature
+from ..echodistill_core.miniature.concepts import outside_domain_warning
 from ..echodistill_core.models.sources import ModelSources, settings_for
 from ..echodistill_core.reporting import RunPictures
 from ..echodistill_core.settings import TrainSettings
@@ -148,7 +148,7 @@ class EchoDistillTrain(io.ComfyNode):
 def _note_unsupported_photographs(sources: ModelSources, concept: Concept) -> None:
     """Show a note if the miniature cannot learn the concept: real photographs, or an unknown class noun."""
     if sources.family == "miniature":
-        text = foreign_to_the_miniature(concept.photographs, concept.class_noun)
+        text = outside_domain_warning(concept.photographs, concept.class_noun)
         if text:
             note(text)
 

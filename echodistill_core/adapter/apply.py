@@ -1,4 +1,4 @@
-"""Adapters on a family: their differences added to the weights and their words taught to the text encoder."""
+"""Applies adapters to a family: weight differences to the UNet, token embeddings to the text encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..concept.prompts import same_word
+from ..concept.prompts import normalised_placeholder
 from ..errors import InputError, Notice
 from ..messages import listed, shortened
 from ..models.conditioning import TextConditioning
@@ -22,9 +22,11 @@ from .file import Adapter
 
 @dataclass(frozen=True)
 class Personalised:
-    """A family's student or teacher with adapters on.
+    """A family's student or teacher with adapters applied.
 
-    token_embeddings: of every adapter in order, (n, width), or None without adapters.
+    encoder: the family's text encoder, with the placeholders in its tokenizer.
+    token_embeddings: of all adapters, in order, (n, width); None without adapters.
+    placeholders: placeholder -> class noun, of every adapter.
     """
 
     family: Family
@@ -34,7 +36,7 @@ class Personalised:
     placeholders: dict[str, str]
 
     def condition(self, prompts: Sequence[str]) -> TextConditioning:
-        """tau(y): the conditioning of B prompts that may use the adapters' placeholders."""
+        """tau(prompt) of B prompts, which may contain the adapters' placeholders."""
         return TextConditioning(self.encoder(prompts, self.token_embeddings))
 
 
@@ -47,12 +49,12 @@ def personalised(
     role: str = "student",
     any_base: bool = False,
 ) -> Iterator[Personalised]:
-    """Put adapters on for the duration of the block; afterwards every weight is the very tensor it was.
+    """Apply adapters during the block; afterwards the UNet has the same parameter objects as before.
 
-    strengths: one for each adapter (default 1): scales the weight differences, and moves the token's rows from the mean
-        of the class noun (0) to what was learned (1). Strength 0 leaves the base model's weights exactly.
-    any_base: accept an adapter trained on another checkpoint of the same shapes.
-    Raises InputError where placeholders repeat, a role differs, or an adapter does not belong to this base model.
+    strengths: one per adapter (default 1). It scales the weight differences, and interpolates the token embeddings
+        between the class noun's (0) and the trained ones (1). Strength 0 gives exactly the base model's weights.
+    role: "student" or "teacher". any_base: accept adapters of another base model with the same shapes.
+    Raises InputError if two adapters share a placeholder, or if an adapter has another role or base model.
     """
     strengths = list(strengths) or [1.0] * len(adapters)
     if len(strengths) != len(adapters):
@@ -63,7 +65,7 @@ def personalised(
     placeholders: dict[str, str] = {}
     for adapter in adapters:
         check_fit(adapter, family, denoiser, role, any_base=any_base)
-        if same_word(adapter.placeholder) in map(same_word, placeholders):
+        if normalised_placeholder(adapter.placeholder) in map(normalised_placeholder, placeholders):
             raise InputError(
                 f"two adapters share the placeholder {adapter.placeholder}; train one of them with another placeholder."
             )
@@ -72,35 +74,38 @@ def personalised(
     weights, loaded = denoiser.unet.state_dict(), family.loaded[role]
     changed: dict[str, Tensor] = {}
     for adapter, strength in zip(adapters, strengths, strict=True):
-        for name, delta in fitting_deltas(adapter, family, weights).items():
+        for name, delta in checked_unet_deltas(adapter, family, weights).items():
             if strength != 0:
-                # From the weights as loaded: differences can be finer than the precision that the model was cast to.
+                # Added to the loaded weights: a difference can be below the resolution of the precision in use.
                 start = changed.get(name, loaded[name].float())
                 changed[name] = start + strength * delta.to(start.device)
-    learned = [
-        embeddings_at(a, family.text.noun_embeddings(a.class_noun, len(a.token_embeddings)), s)
+    embeddings = [
+        interpolated_embeddings(a, family.text.noun_embeddings(a.class_noun, len(a.token_embeddings)), s)
         for a, s in zip(adapters, strengths, strict=True)
     ]
-    kept: dict[str, nn.Parameter] = {}
+    originals: dict[str, nn.Parameter] = {}
     try:
         for name, value in changed.items():
-            kept[name] = _swap(denoiser.unet, name, nn.Parameter(value.to(weights[name]), requires_grad=False))
-        yield Personalised(family, denoiser, encoder, torch.cat(learned) if learned else None, placeholders)
+            originals[name] = _swap(denoiser.unet, name, nn.Parameter(value.to(weights[name]), requires_grad=False))
+        yield Personalised(family, denoiser, encoder, torch.cat(embeddings) if embeddings else None, placeholders)
     finally:
-        for name, parameter in kept.items():
+        for name, parameter in originals.items():
             _swap(denoiser.unet, name, parameter)
 
 
-def embeddings_at(adapter: Adapter, start: Tensor, strength: float) -> Tensor:
-    """The token's rows (vectors, width): from `start`, the class noun's, at 0 to the learned ones at 1."""
-    # lerp is exact at both ends, which start + strength * (end - start) is not.
+def interpolated_embeddings(adapter: Adapter, start: Tensor, strength: float) -> Tensor:
+    """start + strength (trained - start): the adapter's token embeddings (vectors, width) at a strength.
+
+    start: the class noun's embeddings (vectors, width), at strength 0. The trained ones are at strength 1.
+    """
+    # Unlike this formula in floating point, lerp is exact at 0 and 1.
     return torch.lerp(start, adapter.token_embeddings.to(start), strength)
 
 
-def fitting_deltas(adapter: Adapter, family: Family, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The adapter's differences by the names of `weights`, a UNet's state dictionary.
+def checked_unet_deltas(adapter: Adapter, family: Family, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapter's weight differences under the names of `weights`, a UNet's state dictionary.
 
-    Raises InputError where one has no place there or another shape.
+    Raises InputError if the UNet has no such weight, or a weight of another shape.
     """
     deltas = adapter.unet_deltas(family.architecture, weights)
     for name, delta in deltas.items():
@@ -121,23 +126,28 @@ def check_fit(
     any_base: bool = False,
     remedy: str = "load that one, or allow it with --any-base",
 ) -> None:
-    """Raise InputError unless the adapter is for this role, this width of text and, without any_base, these weights."""
+    """Raise InputError unless the adapter has this role, fits the text encoder's width and, without any_base, was
+    trained on this base model. Warns (Notice) about differences that `block_mismatch` or `base_mismatch` finds.
+
+    remedy: end of the error message for another base model.
+    """
     check_role(adapter, role, family.text.width)
     if not any_base:
         found = {"base_fingerprint": denoiser.fingerprint, "text_fingerprint": family.text_fingerprint}
         check_base(adapter, found, f"{role} {denoiser.origin}", remedy)
-        difference = other_layers(adapter, family.blocks(role))
+        difference = block_mismatch(adapter, family.blocks(role))
     else:
-        difference = other_base(adapter, denoiser.fingerprint)
+        difference = base_mismatch(adapter, denoiser.fingerprint)
     if difference:
         warnings.warn(difference, category=Notice, stacklevel=4)
 
 
-def other_layers(adapter: Adapter, blocks: Mapping[str, str]) -> str:
-    """A sentence where the adapter was trained on a UNet whose other layers differ from these blocks', or "".
+def block_mismatch(adapter: Adapter, blocks: Mapping[str, str]) -> str:
+    """A warning if the adapter was trained on a UNet with other weights besides cross-attention keys and values; or "".
 
-    Cross-attention keys and values are the adapter's own business (`check_base`); a model fine-tuned elsewhere, or with
-    a LoRA merged in, has the same ones and yet draws other pictures. Adapters of earlier versions do not say.
+    blocks: block -> fingerprint of the UNet in use. A fine-tuned model, or one with a merged LoRA, may have the same
+    keys and values, which `check_base` compares, and still generate other pictures. Adapters of earlier versions have
+    no block fingerprints and give no warning.
     """
     differing = differing_blocks(adapter.base_blocks, blocks) if adapter.base_blocks else []
     if not differing:
@@ -149,8 +159,8 @@ def other_layers(adapter: Adapter, blocks: Mapping[str, str]) -> str:
     )
 
 
-def other_base(adapter: Adapter, fingerprint: str) -> str:
-    """A sentence where the adapter was trained on other cross-attention than this fingerprint's, or ""."""
+def base_mismatch(adapter: Adapter, fingerprint: str) -> str:
+    """A warning if the adapter was trained on cross-attention weights with another fingerprint; or ""."""
     if adapter.metadata["base_fingerprint"] == fingerprint:
         return ""
     return (
@@ -160,24 +170,25 @@ def other_base(adapter: Adapter, fingerprint: str) -> str:
 
 
 def check_role(adapter: Adapter, role: str, width: int) -> None:
-    """Raise InputError unless the adapter is for this role and for text features of this width."""
+    """Raise InputError unless the adapter has this role and token embeddings of this width."""
     if adapter.role != role:
         raise InputError(
             f"{adapter.origin} belongs to the {adapter.role}, but the {role} is to use it; choose the other file."
         )
     if adapter.token_embeddings.shape[1] != width:
         raise InputError(
-            f"{adapter.origin} has token rows {adapter.token_embeddings.shape[1]} wide, but this model reads text "
-            f"{width} wide; it was trained on another base model ({adapter.base_model})."
+            f"{adapter.origin} has token embeddings of width {adapter.token_embeddings.shape[1]}, but this model needs "
+            f"width {width}; it was trained on another base model ({adapter.base_model})."
         )
 
 
 def check_base(adapter: Adapter, found: Mapping[str, str], model: str, remedy: str) -> None:
-    """Raise InputError unless the adapter was trained on the weights with these fingerprints.
+    """Raise InputError unless the adapter was trained on weights with these fingerprints.
 
-    found: "base_fingerprint" of the UNet, and "text_fingerprint" of the text encoder where that is to be checked too.
+    found: "base_fingerprint" of the UNet, "text_fingerprint" of the text encoder; a missing entry is not checked.
+    model: name of the UNet in the error message. remedy: end of the message.
     """
-    what = {"base_fingerprint": model, "text_fingerprint": "text encoder"}
+    models = {"base_fingerprint": model, "text_fingerprint": "text encoder"}
     base = found.get("base_fingerprint", adapter.metadata["base_fingerprint"])
     if base != adapter.metadata["base_fingerprint"] and base == adapter.metadata.get("other_fingerprint"):
         other = "teacher" if adapter.role == "student" else "student"
@@ -189,11 +200,12 @@ def check_base(adapter: Adapter, found: Mapping[str, str], model: str, remedy: s
         if adapter.metadata[key] != fingerprint:
             raise InputError(
                 f"{adapter.origin} was trained on another base model ({adapter.base_model}, fingerprint "
-                f"{shortened(adapter.metadata[key])}) than this {what[key]} (fingerprint {fingerprint}); {remedy}."
+                f"{shortened(adapter.metadata[key])}) than this {models[key]} (fingerprint {fingerprint}); {remedy}."
             )
 
 
 def _swap(root: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+    """Replace a parameter. Returns the previous one."""
     path, _, leaf = name.rpartition(".")
     module = root.get_submodule(path)
     old = getattr(module, leaf)

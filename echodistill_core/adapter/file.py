@@ -103,7 +103,7 @@ class Adapter:
         return {to_diffusers[n]: d for n, d in deltas.items()}
 
 
-def describe_run(family: Family, role: str, settings: Mapping[str, Any], stage: str, iterations: int) -> dict[str, str]:
+def run_metadata(family: Family, role: str, settings: Mapping[str, Any], stage: str, iterations: int) -> dict[str, str]:
     """Metadata of an adapter of this run; without times and paths, so that equal runs give equal files."""
     denoiser = family.student if role == "student" else family.teacher
     assert denoiser is not None

@@ -26,8 +26,7 @@ from ..concept.photographs import Photograph, load_photograph, load_photographs,
 from ..devices import DTYPES, pick_device
 from ..errors import InputError
 from ..eventlog import EventLog
-from ..logs import logger
-from ..miniature.concepts import foreign_to_the_miniature
+from ..miniature.concepts import outside_domain_warning
 from ..models.family import Family
 from ..models.open import open_family
 from ..models.sources import FAMILIES, ModelSources, settings_for
@@ -46,8 +45,6 @@ from .arguments import COMPUTING, given
 from .facts import adapter_facts, environment_facts, lines, run_facts
 from .progress import ProgressBar, has_display, say, stoppable
 
-log = logger(__name__)
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -61,7 +58,7 @@ def demo(options: argparse.Namespace) -> None:
     pick_device(settings.device)
     task = choose(settings, options.photos)
     if task.photos:
-        _warn_of_foreign(task.photographs, task.class_noun)
+        _warn_outside_domain(task.photographs, task.class_noun)
     plain = not task.photos and affecting_result(settings) == affecting_result(DemoSettings())
     name = "demo" if plain else f"demo-{_name(task.class_noun, affecting_result(settings), task.photographs)}"
     folder = Path(options.out) if options.out else Path("runs") / name
@@ -92,11 +89,10 @@ def train(options: argparse.Namespace) -> None:
     photographs = load_photographs(paths, settings.max_photographs)
     family = _family(sources, with_teacher=needs_teacher(settings, start))
     if sources.family == "miniature":
-        _warn_of_foreign(photographs, settings.class_noun)
+        _warn_outside_domain(photographs, settings.class_noun)
     folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs, start)
     say(f"{settings.class_noun}: {_counted(photographs)} -> {folder}")
     listeners += [ProgressBar(), RunPictures(folder), EventLog()]
-    log.info("run folder %s: %s", folder, "exists, resumed if unfinished" if (folder / "run.json").is_file() else "new")
     with stoppable(listeners) as listen:
         run = session.train(photographs, family, settings, sources, folder, listen, start)
     _finished(run, "distil")
@@ -279,10 +275,6 @@ def _family(sources: ModelSources, *, with_teacher: bool) -> Family:
     family = open_family(sources, with_teacher=with_teacher)
     for warning in family.warnings:
         say(f"warning: {warning}")
-    for role, denoiser in (("student", family.student), ("teacher", family.teacher)):
-        if denoiser is not None:
-            predicts = denoiser.schedule.prediction_type
-            log.info("%s: %s, %s, fingerprint %s", role, denoiser.origin, predicts, denoiser.fingerprint)
     return family
 
 
@@ -311,10 +303,10 @@ def _name(class_noun: str, identity: Mapping[str, Any], photographs: Sequence[Ph
     return f"{noun}-{fingerprint_of({**identity, 'photographs': contents})[:8]}"
 
 
-def _warn_of_foreign(photographs: Sequence[Photograph], class_noun: str) -> None:
-    foreign = foreign_to_the_miniature(photographs, class_noun)
-    if foreign:
-        say(f"warning: {foreign}")
+def _warn_outside_domain(photographs: Sequence[Photograph], class_noun: str) -> None:
+    warning = outside_domain_warning(photographs, class_noun)
+    if warning:
+        say(f"warning: {warning}")
 
 
 def _counted(photographs: Sequence[Photograph]) -> str:

@@ -49,7 +49,7 @@ def epoch_order(size: int, epoch: int, seed: int) -> list[int]:
     return torch.randperm(size, generator=generator).tolist()
 
 
-def same_word(placeholder: str) -> str:
+def normalised_placeholder(placeholder: str) -> str:
     """Normal form of a placeholder, as the tokenizer applies it; equal where it sees one word."""
     return unicodedata.normalize("NFC", placeholder).lower()
 

@@ -12,7 +12,7 @@ from ..concept.images import square_images
 from ..concept.photographs import Photograph
 from ..concept.prompts import without_placeholder
 from ..miniature.judges import load_judges
-from ..models.text import clip_tokenizer, warn_of_unread
+from ..models.text import clip_tokenizer, warn_truncated
 from ..perception.backbones import Backbone, normalised, resized
 from ..perception.load import BackboneFiles, load_backbone
 from . import metrics
@@ -67,7 +67,7 @@ def score_pictures(
 def _caption_ids(caption: str) -> Tensor:
     """Token ids (1, 77) of a caption. Warns where a longer caption is truncated."""
     tokenizer = clip_tokenizer(pad_with_end=True)
-    warn_of_unread(caption, tokenizer.model_max_length - 2, lambda text: len(tokenizer.tokenize(text)))
+    warn_truncated(caption, tokenizer.model_max_length - 2, lambda text: len(tokenizer.tokenize(text)))
     ids: Tensor = tokenizer([caption], padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids
 

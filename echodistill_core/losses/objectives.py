@@ -1,6 +1,6 @@
-"""The losses of all three players but Eq. 4 (losses.ms_swd): Eq. 1, 2, 3 and 5 to 7, and a critic's trained head.
+"""The loss terms of Eq. 1 to 3 and 5 to 7, and the critics' trained heads. Eq. 4 is in losses.ms_swd.
 
-All compute in float32 whatever they are given: squares and cosines of half-precision numbers lose precision.
+All functions compute in float32, whatever the precision of their inputs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ HIDDEN = 512
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A term of the student's loss beyond the paper's, by the name of which setting extra_losses gives its weight.
+    """An alignment term beyond the paper's. Register it in LOSS_TERMS; setting extra_losses gives its weight by name.
 
-    compares: "latents" (B, 4, h, w), in every iteration; or "images" (B, 3, H, W) in [-1, 1], in the iterations that
-    compute image losses.
-    function: from the student's and the teacher's to one value an image, (B,); gradients flow to the first.
+    compares: "latents" for inputs (B, 4, h, w), computed in every iteration, or "images" for inputs (B, 3, H, W) in
+    [-1, 1], computed in iterations with image losses. Raises ValueError for another value.
+    function: (student, teacher) -> one value per image, (B,). Gradients flow to the first argument.
     """
 
     compares: str
@@ -39,11 +39,12 @@ LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Eq. 1 averaged over the valid region: scalar.
+    """Eq. 1 averaged over the valid region, a scalar:
 
-    prediction, target: (B, C, h, w). mask: (B, 1, h, w), 1 where the photograph is, 0 on the canvas around it.
-    The mean is taken over channels and valid pixels of each image, then over the batch, so that a shrunken photograph
-    counts as much as a full one. An image without a valid pixel counts as 0.
+        L = mean_b [ sum_{c,i} m_bi (p_bci - q_bci)^2 / (C max(1, sum_i m_bi)) ]
+
+    prediction p, target q: (B, C, h, w). mask m: (B, 1, h, w), 1 inside the photograph, 0 on the canvas around it.
+    Averaging per image first gives a shrunken photograph the same weight as a full one.
     """
     mask = mask.float()
     squares = (prediction.float() - target.float()).square() * mask
@@ -52,23 +53,25 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def identity_loss(tokens_student: Tensor, tokens_teacher: Tensor) -> Tensor:
-    """Eq. 2: 1 - mean over tokens of the cosine between both images' CLIP tokens, per sample.
+    """Eq. 2: 1 - mean_k cos(f_s,k, f_t,k), (B,) in [0, 2].
 
-    tokens: (B, K, D), 4 tokens of 768 numbers from IP-Adapter's projector. Returns (B,) in [0, 2].
+    tokens_student, tokens_teacher: CLIP features (B, K, D) of the images; IP-Adapter's projector gives K = 4 tokens of
+    D = 768.
     """
     return 1 - F.cosine_similarity(tokens_student.float(), tokens_teacher.float(), dim=-1).mean(dim=1)
 
 
 def latent_mse(z_student: Tensor, z_teacher: Tensor) -> Tensor:
-    """Eq. 3: mean squared difference of latents (B, C, h, w) over everything but the batch. Returns (B,)."""
+    """Eq. 3: mean squared difference of latents (B, C, h, w) per image, (B,)."""
     return (z_student.float() - z_teacher.float()).square().mean(dim=(1, 2, 3))
 
 
 def alignment_weight(alphas_cumprod: Tensor, t: Tensor, by_t: bool) -> Tensor:
-    """Eq. 5's c(t), float32 (B,) on t's device, for timesteps t (B,) at which the teacher was asked.
+    """c(t) of Eq. 5, float32 (B,) in [0, 1] on t's device.
 
-    by_t: abar_t, ADD's exponential weight (Sauer et al. 2023): the noisier the teacher's input, the less its answer
-    counts. Otherwise 1 for every timestep. alphas_cumprod: (T,).
+    alphas_cumprod: abar_t, (T,). t: timesteps (B,) in 0..T-1 of the teacher's inputs.
+    by_t: c(t) = abar_t, the exponential weighting of ADD (Sauer et al. 2023), which decreases with the noise level;
+    False for c(t) = 1.
     """
     if not by_t:
         return torch.ones(t.shape, dtype=torch.float32, device=t.device)
@@ -76,10 +79,11 @@ def alignment_weight(alphas_cumprod: Tensor, t: Tensor, by_t: bool) -> Tensor:
 
 
 class CriticHead(nn.Module):
-    """The trained part of a critic: features (B, d) of a frozen backbone to logits (B, 2), [FAKE, REAL].
+    """The trained part of a critic, an MLP with one hidden layer: features (B, d) of a frozen backbone to logits
+    (B, 2) of the classes FAKE and REAL.
 
     features: d, the width of the backbone's features.
-    generator: draws the initial weights, as nn.Linear does by default; the module lies on the generator's device.
+    generator: draws the initial weights with nn.Linear's default distribution, on the generator's device.
     """
 
     def __init__(self, features: int, generator: torch.Generator) -> None:
@@ -93,31 +97,30 @@ class CriticHead(nn.Module):
 
 
 def generator_loss(logits_fake: Tensor) -> Tensor:
-    """Eq. 6 for one critic: how little it takes the student's images for photographs, a scalar.
+    """Eq. 6 for one critic: mean of -log p(REAL | x_s), the non-saturating loss of Goodfellow et al. 2014; a scalar.
 
-    logits_fake: (B, 2) of the student's images. Cross-entropy with "real" is the non-saturating loss (Goodfellow et al.
-    2014): it is steepest where the critic is sure of the fake.
+    logits_fake: (B, 2) of the student's images.
     """
     return _cross_entropy(logits_fake, REAL)
 
 
 def critic_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """Eq. 7 for one critic: cross-entropy of telling photographs from the student's images, a scalar.
+    """Eq. 7 for one critic: (mean of -log p(REAL | x_real) + mean of -log p(FAKE | x_s)) / 2, a scalar.
 
-    logits: (B, 2) each. Both kinds weigh one half whatever their number; a critic that knows nothing is at ln 2.
+    logits_real: (B, 2) of photographs. logits_fake: (B', 2) of the student's images. Equal logits give ln 2.
     """
     return 0.5 * (_cross_entropy(logits_real, REAL) + _cross_entropy(logits_fake, FAKE))
 
 
 def _cross_entropy(logits: Tensor, label: int) -> Tensor:
-    """Mean cross-entropy of logits (B, 2) with one label for all, in float32."""
+    """Mean cross-entropy of logits (B, 2) with the same label for every row, in float32."""
     return F.cross_entropy(logits.float(), torch.full(logits.shape[:1], label, device=logits.device))
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """An nn.Linear with its default initial distribution, drawn from `generator` and not from the global one."""
+    """An nn.Linear with its default initial distribution, drawn from `generator` instead of the global generator."""
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=generator.device)
-    # nn.Linear draws kaiming_uniform_(a=sqrt(5)), which comes to U(-1/sqrt(inputs), 1/sqrt(inputs)), for both.
+    # nn.Linear's kaiming_uniform_(a=sqrt(5)) is U(-1/sqrt(inputs), 1/sqrt(inputs)) for weight and bias.
     bound = inputs**-0.5
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)

@@ -72,7 +72,7 @@ def photographs(concept: Concept, count: int = PHOTOGRAPHS) -> list[Photograph]:
     ]
 
 
-def foreign_to_the_miniature(photographs: Sequence[Photograph], class_noun: str) -> str:
+def outside_domain_warning(photographs: Sequence[Photograph], class_noun: str) -> str:
     """A warning for photographs or a class noun outside the miniature's domain of eight toys; "" for none."""
     is_small = all(photograph.image.size == (SIDE, SIDE) for photograph in photographs)
     if is_small and class_noun in SHAPES:

@@ -1,4 +1,4 @@
-"""What a UNet reads of a batch of prompts, as one object, so that another text encoder changes no signature."""
+"""The conditioning inputs of a UNet for a batch of prompts, as one object for all families."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TextConditioning:
-    """tau(y) of B prompts.
+    """The conditioning of B prompts.
 
-    features: (B, L, width), the keys and values of cross-attention are computed from them; L is 77 for CLIP.
-    pooled: (B, P), one vector a prompt, and extra_ids: (B, k), numbers such as sizes and crops, both added to the
-    timestep's embedding (SDXL: Podell et al. 2023, Sec. 2.2); None for families without them.
+    features: (B, L, width), the input of cross-attention's keys and values; L is 77 for CLIP.
+    pooled: (B, P), one vector per prompt. extra_ids: (B, k), numbers such as image size and crop. Both are added to the
+    timestep embedding (SDXL, Podell et al. 2023, Sec. 2.2); None for families without them.
     """
 
     features: Tensor
@@ -33,7 +33,7 @@ class TextConditioning:
         return self._of(*(None if x is None else x.detach() for x in self._tensors))
 
     def expand(self, count: int) -> TextConditioning:
-        """The conditioning of one prompt for `count` images, without copying it."""
+        """The conditioning of one prompt, (1, ...), as a view for `count` images."""
         return self._of(*(None if x is None else x.expand(count, *x.shape[1:]) for x in self._tensors))
 
     @property
@@ -46,7 +46,7 @@ class TextConditioning:
 
     @staticmethod
     def cat(parts: Sequence[TextConditioning]) -> TextConditioning:
-        """The prompts of all parts in order. The parts must be of one family."""
+        """Concatenate the conditioning of several batches of prompts, of one family, in order."""
         columns = zip(*(part._tensors for part in parts), strict=True)
         return TextConditioning._of(*(None if column[0] is None else torch.cat(column) for column in columns))
 

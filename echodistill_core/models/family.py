@@ -1,4 +1,4 @@
-"""A family: teacher, student and what they share, each with the noise schedule it predicts under."""
+"""A family: student, teacher, and the text encoder and VAE that both share."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .text import TextEncoder
 
 @dataclass
 class Denoiser:
-    """A UNet and the schedule it predicts under.
+    """A UNet with its noise schedule.
 
-    fingerprint: of its cross-attention keys and values as they were loaded; two files of one model share it.
-    origin: where it came from, for messages and metadata. licence: of the checkpoint, as far as it is known.
+    fingerprint: of its cross-attention keys and values as loaded; it is equal for different files of the same model.
+    origin: the checkpoint, for messages and metadata. licence: of the checkpoint, if known.
     """
 
     unet: UNet2DConditionModel
@@ -35,9 +35,9 @@ class Denoiser:
     licence: str = "unknown"
 
     def predict(self, zt: Tensor, t: Tensor, text: TextConditioning) -> Tensor:
-        """The UNet's prediction for latents (B, 4, h, w) at timesteps (B,) under the conditioning of B prompts.
+        """The UNet's prediction (B, 4, h, w) for latents zt (B, 4, h, w), timesteps t (B,) and B prompts.
 
-        Returns float32, for the algebra that follows: the one-step map amplifies what is rounded there 15 times.
+        Returns float32: the one-step map divides by sqrt(abar_{T-1}), which amplifies rounding errors 15 times.
         """
         dtype = self.unet.conv_in.weight.dtype
         out = self.unet(
@@ -48,9 +48,11 @@ class Denoiser:
 
 @dataclass
 class Family:
-    """Everything a run needs of pretrained models.
+    """The pretrained models of a run. Training mutates them in place; `restore` always puts the loaded tensors back.
 
-    teacher is None where none was asked for (sampling, baselines without a teacher).
+    teacher: None if it was not loaded (sampling, baselines without a teacher).
+    text_fingerprint: of the text encoder. warnings: about the checkpoints, for the user.
+    loaded: network -> parameter -> tensor as loaded. on_restore: called by `restore` before it does anything else.
     """
 
     name: str
@@ -62,12 +64,11 @@ class Family:
     text_fingerprint: str
     warnings: list[str] = field(default_factory=list)
     loaded: dict[str, dict[str, Tensor]] = field(init=False, repr=False)
-    on_restore: list[Callable[[], None]] = field(default_factory=list, repr=False)  # what else a run has to undo
+    on_restore: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _blocks: dict[str, dict[str, str]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        # The tensors as they were loaded, by network and name: `restore` gives them back after a run has moved, cast
-        # and trained. They are references; those of a file are pages that the system can drop.
+        # References, no copies. Tensors that are mapped from a file take no memory while they are unused.
         self.loaded = {n: {k: t.detach() for k, t in m.state_dict().items()} for n, m in self.networks().items()}
         width = self.student.unet.config["cross_attention_dim"]
         if self.teacher is not None:
@@ -85,7 +86,7 @@ class Family:
 
     @property
     def latent_factor(self) -> int:
-        """Pixels per latent on a side: 8 for every Stable Diffusion VAE."""
+        """Pixels per latent along a side: 8 for every Stable Diffusion VAE."""
         return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
 
     @property
@@ -95,39 +96,39 @@ class Family:
 
     @property
     def device(self) -> torch.device:
-        """Where the student is."""
+        """The device of the student."""
         return self.student.unet.conv_in.weight.device
 
     def networks(self) -> dict[str, nn.Module]:
-        """Every network of the family: "student", "teacher" where there is one, "text", "vae"."""
+        """The networks by name: "student", "teacher" if it was loaded, "text", "vae"."""
         teacher = {} if self.teacher is None else {"teacher": self.teacher.unet}
         return {"student": self.student.unet, **teacher, "text": self.text.model, "vae": self.vae}
 
     def blocks(self, role: str) -> dict[str, str]:
-        """The fingerprint of each block of a role's UNet as it was loaded; computed once."""
+        """Block -> fingerprint of a role's UNet as loaded; computed once."""
         if role not in self._blocks:
             self._blocks[role] = block_fingerprints(self.loaded[role])
         return self._blocks[role]
 
     def weights_fingerprint(self, network: str) -> str:
-        """The sampled fingerprint of a network, by its name in `networks`, as it was loaded."""
+        """The sampled fingerprint of a network of `networks`, as loaded."""
         return sampled_fingerprint(self.loaded[network])
 
     def freeze(self) -> Family:
-        """Switch to evaluation and turn every gradient off; training then asks for what it trains."""
+        """Set every network to evaluation mode without gradients, in place. Training enables those that it needs."""
         for module in self.networks().values():
             module.eval().requires_grad_(False)
         return self
 
     def to(self, device: str | torch.device, dtype: torch.dtype) -> Family:
-        """Move and cast every network in place."""
+        """Move and cast every network, in place."""
         for module in self.networks().values():
-            # Past diffusers' own `to`, which warns of modules to be kept in float32 even where there are none.
+            # Not diffusers' `to`, which warns about modules to keep in float32 even if the model has none.
             nn.Module.to(module, device=device, dtype=dtype)
         return self
 
     def restore(self) -> Family:
-        """Undo all that `to` and training did: the very tensors that were loaded, frozen, and no placeholders."""
+        """Undo `to` and training, in place: the networks get the loaded tensors, frozen, and no placeholders."""
         while self.on_restore:
             self.on_restore.pop()()
         for name, network in self.networks().items():
@@ -143,36 +144,39 @@ class Family:
         return self
 
     def condition(self, prompts: Sequence[str], token_embeddings: Tensor | None = None) -> TextConditioning:
-        """tau(y): the conditioning of B prompts. A family of two text encoders joins their features here.
+        """tau(prompt) of B prompts. A family with two text encoders would concatenate their features here.
 
-        token_embeddings: the placeholders' (n, width), as TextEncoder.forward takes them and with the same errors.
+        token_embeddings: of the placeholders, (n, width). Raises InputError as TextEncoder.forward does.
         """
         return TextConditioning(self.text(prompts, token_embeddings))
 
     def encode(self, x: Tensor) -> Tensor:
-        """z = scale * mean of E(x): images (B, 3, H, W) in [-1, 1] to float32 latents (B, 4, H/8, W/8)."""
+        """z = scale * mean of E(x): images x (B, 3, H, W) in [-1, 1] to float32 latents (B, 4, H/8, W/8)."""
         return self.scaled(self.posterior(x))
 
     def posterior(self, x: Tensor) -> Tensor:
-        """Mean and deviation of E(x), not scaled, beside each other: images (B, 3, H, W) to (B, 8, H/8, W/8)."""
-        found = self.vae.encode(x.to(self.vae.dtype)).latent_dist
-        return torch.cat([found.mean, found.std], dim=1)
+        """Mean and standard deviation of E(x), concatenated: images x (B, 3, H, W) in [-1, 1] to (B, 8, H/8, W/8).
+
+        Not multiplied by the VAE's scaling factor.
+        """
+        distribution = self.vae.encode(x.to(self.vae.dtype)).latent_dist
+        return torch.cat([distribution.mean, distribution.std], dim=1)
 
     def scaled(self, posterior: Tensor, noise: Tensor | None = None) -> Tensor:
-        """z = scale * (mean + deviation * noise), float32 latents (B, 4, h, w), of what `posterior` returns.
+        """A sample of a posterior: z = scale * (mean + deviation * noise), float32 latents (B, 4, h, w).
 
-        noise: unit noise (B, 4, h, w); None takes the posterior's mode.
+        posterior: (B, 8, h, w), as `posterior` returns it. noise: unit noise (B, 4, h, w); None for the mode, 0.
         """
         mean, std = posterior.chunk(2, dim=1)
         z = mean if noise is None else mean + std * noise.to(std)
         return z.float() * self.vae.config["scaling_factor"]
 
     def decode(self, z: Tensor) -> Tensor:
-        """x = D(z / scale): latents (B, 4, h, w) to float32 images (B, 3, 8h, 8w), nominally in [-1, 1]."""
+        """x = D(z / scale): latents z (B, 4, h, w) to float32 images (B, 3, 8h, 8w), nominally in [-1, 1]."""
         return self.vae.decode(self._unscaled(z)).sample.float()
 
     def decoding(self) -> list[Callable[[Tensor], Tensor]]:
-        """`decode` as a chain of functions, each of what the one before it returns: the decoder's layers."""
+        """`decode` as a chain of functions, the decoder's layers; each takes the output of the previous one."""
         vae, decoder = self.vae, self.vae.decoder
         prepare = vae.post_quant_conv if vae.post_quant_conv is not None else nn.Identity()
         blocks = [layer for block in decoder.up_blocks for layer in (*block.resnets, *(block.upsamplers or ()))]

@@ -175,14 +175,6 @@ def strip_text_modules(name: str) -> str:
     return bare.removeprefix("text_model.")
 
 
-def text_from_original(checkpoint: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """The inverse of `text_to_original`, for transformers' and OpenCLIP's names. Empty without a text encoder.
-
-    Raises InputError as `text_tensors` does.
-    """
-    return text_tensors(checkpoint, find_text_tensors(checkpoint), architecture, "the checkpoint")[0]
-
-
 def text_tensors(
     given: Mapping[str, Tensor], bare: Mapping[str, str], architecture: Architecture, origin: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:

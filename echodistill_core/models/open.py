@@ -6,6 +6,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import why_missing
+from ..logs import logger
+from ..messages import shortened
 from ..settings import nearest
 from .architectures import SD1
 from .checkpoint import Source
@@ -15,6 +17,8 @@ from .hub import HUB, cached_file, cached_folder
 from .load import load_family
 from .sources import CUSTOM, FAMILIES, ModelSources, NamedFamily, family_name
 from .tiny import tiny_checkpoint
+
+log = logger(__name__)
 
 
 def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
@@ -59,6 +63,12 @@ def open_family(sources: ModelSources, *, with_teacher: bool = True) -> Family:
         # Hyper-SD's student is SD 1.5 with a merged LoRA; the weights do not show that, so the user's word counts.
         is_hyper = sources.family == "hyper-sd15" and family.architecture.text_width == SD1.text_width
         family.name = sources.family if is_hyper else family_name(family.architecture, predicts)
+    log.info("family %s: opened", family.name)
+    for role, denoiser in (("student", family.student), ("teacher", family.teacher)):
+        if denoiser is not None:
+            predicts = denoiser.schedule.prediction_type
+            log.info("%s: %s, %s, fingerprint %s", role, shortened(denoiser.origin), predicts, denoiser.fingerprint)
+    log.debug("text encoder: fingerprint %s", family.text_fingerprint)
     return family
 
 

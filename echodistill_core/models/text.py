@@ -1,4 +1,4 @@
-"""The text encoder that teacher and student share, and the placeholder tokens it learns to read."""
+"""The text encoder that teacher and student share, with placeholder tokens; checks of placeholders and prompts."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ..devices import to_device
 from ..errors import InputError, Notice
 from ..messages import quoted
 
-# A placeholder is written into prompts, file names and ComfyUI's prompt syntax, so it is kept to what survives them.
+# Placeholders occur in prompts, file names and ComfyUI's prompt syntax: no characters that have a meaning there.
 _PLACEHOLDER = re.compile(r"[^\s():,|\\/\"']+")
 
 
 @lru_cache(maxsize=1)
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's byte-pair vocabulary and merges, read from the file that open_clip's package carries."""
+    """CLIP's byte-pair vocabulary, word -> id, and merges, read from the file in the package open_clip."""
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
 
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")
-    # The published file lists more merges than CLIP uses: 49152 - 256 byte tokens - 2 ends, after a header line.
+    # After a header line, CLIP uses the first 49152 - 256 (bytes) - 2 (begin and end of text) merges of the file.
     merges = [(a, b) for a, b in (line.split() for line in lines[1 : 49152 - 256 - 2 + 1])]
     letters = list(bytes_to_unicode().values())
     words = letters + [w + "</w>" for w in letters] + [a + b for a, b in merges] + ["<|startoftext|>", "<|endoftext|>"]
@@ -41,22 +41,22 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def clip_tokenizer(pad_with_end: bool) -> CLIPTokenizer:
-    """CLIP's tokenizer (49408 words, 77 tokens), built without any download.
+    """CLIP's tokenizer (vocabulary of 49408, 77 tokens per prompt), built without a download.
 
-    pad_with_end: pad with the end token as SD 1.x does; otherwise with token 0, "!", as SD 2.x does.
+    pad_with_end: pad with the end-of-text token, as SD 1.x; False pads with token 0, "!", as SD 2.x.
     """
     vocabulary, merges = clip_vocabulary()
     end = "<|endoftext|>"
     tokenizer = CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), pad_token=end, model_max_length=77)
     if not pad_with_end:
-        # Declared at construction, "!" would be cut out of prompts as padding, and "?!" apart; SD 2.x was trained with
-        # OpenCLIP's tokenizer, to which it is a word like any other.
+        # Set after construction. Passed to the constructor, "!" would become a special token, which is split off words
+        # such as "?!". In OpenCLIP's tokenizer, with which SD 2.x was trained, it is an ordinary word.
         tokenizer.pad_token = "!"
     return tokenizer
 
 
 def check_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
-    """Raise InputError unless `placeholder` can become a new word: one word, no prompt syntax, not known already."""
+    """Raise InputError unless the placeholder is one word, without prompt syntax, that the vocabulary does not have."""
     check_text(placeholder, "placeholder")
     if not _PLACEHOLDER.fullmatch(placeholder) or not placeholder.isprintable():
         raise InputError(
@@ -72,15 +72,15 @@ def check_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
 
 
 def add_placeholder(tokenizer: CLIPTokenizer, placeholder: str) -> None:
-    """Make `placeholder` one new word of the tokenizer. Raises InputError as `check_placeholder` does."""
+    """Add the placeholder to the tokenizer as one token. Raises InputError as `check_placeholder` does."""
     check_placeholder(tokenizer, placeholder)
-    # A placeholder of letters alone must not be found inside a longer word; <new1> may touch its neighbours.
+    # A placeholder of letters and digits only matches whole words; <new1> may be adjacent to other characters.
     letters = all(c.isalnum() or unicodedata.combining(c) for c in placeholder)
     tokenizer.add_tokens([AddedToken(placeholder, normalized=True, single_word=letters)])
 
 
 def with_added_tokens(tokenizer: CLIPTokenizer, placeholders: Iterable[str]) -> CLIPTokenizer:
-    """A copy of the tokenizer that knows these words: it could not forget them itself.
+    """A copy of the tokenizer with these placeholders added as tokens. Tokens cannot be removed from a tokenizer again.
 
     Raises InputError as `check_placeholder` does.
     """
@@ -91,22 +91,22 @@ def with_added_tokens(tokenizer: CLIPTokenizer, placeholders: Iterable[str]) -> 
 
 
 def placeholders_read(tokenizer: CLIPTokenizer, prompt: str, placeholders: Iterable[str]) -> list[str]:
-    """Those of the placeholders that the tokenizer, which knows them as words, finds in the prompt.
+    """The placeholders that occur in the prompt as tokens. The tokenizer must have them as tokens.
 
-    The tokens decide, since the letters do not: "fidozq" stands in "fidozqdog", but is no word of it, and the tokenizer
-    reads every Unicode form and case of a placeholder as the same word.
+    A search in the text would be wrong: "fidozqdog" does not contain the token "fidozq", and the tokenizer treats all
+    Unicode forms and cases of a placeholder as equal.
     """
     found = set(tokenizer(prompt, add_special_tokens=False).input_ids)
     return [word for word in placeholders if tokenizer.convert_tokens_to_ids(word) in found]
 
 
 def check_prompt(prompt: str, placeholders: Mapping[str, str]) -> None:
-    """Raise InputError unless the prompt uses one of the adapters' placeholders.
+    """Raise InputError unless the prompt contains a placeholder of an adapter as a word.
 
-    placeholders: placeholder -> class noun, of every adapter in use. Without adapters every prompt is right.
+    placeholders: placeholder -> class noun, of every adapter in use. Without adapters every prompt is accepted.
     """
     check_text(prompt, "the prompt")
-    if not placeholders or placeholders_read(_knowing(tuple(placeholders)), prompt, placeholders):
+    if not placeholders or placeholders_read(_tokenizer_with(tuple(placeholders)), prompt, placeholders):
         return
     name, noun = next(iter(placeholders.items()))
     raise InputError(
@@ -116,14 +116,14 @@ def check_prompt(prompt: str, placeholders: Mapping[str, str]) -> None:
 
 
 def check_class_noun(class_noun: str, placeholder: str) -> None:
-    """Raise InputError for an empty class noun, and for one that holds the placeholder, which stands before it."""
+    """Raise InputError for an empty class noun, and for one that contains the placeholder."""
     check_text(class_noun, "class_noun")
     if not class_noun.strip():
         raise InputError(
             "class_noun is empty; write what the photographs show, in one or a few words: dog, coffee mug "
             "(--class-noun dog)."
         )
-    if placeholders_read(_knowing((placeholder,)), class_noun, [placeholder]):
+    if placeholders_read(_tokenizer_with((placeholder,)), class_noun, [placeholder]):
         raise InputError(
             f"class_noun {quoted(class_noun)} holds the placeholder {placeholder}, which is written before it anyway; "
             "leave it out."
@@ -131,26 +131,31 @@ def check_class_noun(class_noun: str, placeholder: str) -> None:
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise InputError for text that is no Unicode text, as a terminal gives bytes that are no UTF-8."""
+    """Raise InputError for text with lone surrogates, which Python makes of bytes that are not UTF-8.
+
+    what: name of the text in the error message.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{what} {quoted(text)} is no UTF-8 text; write it anew.") from error
+        raise InputError(f"{what} {quoted(text)} is not valid UTF-8; type it again.") from error
 
 
 @lru_cache(maxsize=8)
-def _knowing(placeholders: tuple[str, ...]) -> CLIPTokenizer:
-    """CLIP's tokenizer that knows these words. What it pads with makes no difference to a prompt's words."""
+def _tokenizer_with(placeholders: tuple[str, ...]) -> CLIPTokenizer:
+    """CLIP's tokenizer with these placeholders. Padding does not affect the tokens of a prompt's words."""
     return with_added_tokens(clip_tokenizer(pad_with_end=False), placeholders)
 
 
 def _copied(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
-    """A tokenizer to which words can be added apart from this one. They share the vocabulary, which adding only reads:
-    copied, it would take longer than a picture (0.3 to 1 s).
+    """A copy of the tokenizer that shares its vocabulary, which adding tokens does not change.
+
+    Copying the vocabulary as well would take 0.3 to 1 s, more than generating a picture.
     """
-    held = vars(tokenizer).values()
-    kept: dict[int, object] = {id(v): v for v in held if isinstance(v, (dict, list)) and len(v) > 1000}
-    # transformers from 5 on, where the vocabulary is in Rust; before, it is dictionaries alone.
+    attributes = vars(tokenizer).values()
+    # deepcopy's memo: objects that it holds are shared instead of copied.
+    memo: dict[int, object] = {id(v): v for v in attributes if isinstance(v, (dict, list)) and len(v) > 1000}
+    # From transformers 5 on, the vocabulary is in a Rust object; before, it is in dictionaries.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         other = Tokenizer(backend.model)
@@ -158,20 +163,20 @@ def _copied(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
             setattr(other, part, getattr(backend, part))
         for _, token in sorted(backend.get_added_tokens_decoder().items()):
             (other.add_special_tokens if token.special else other.add_tokens)([token])
-        kept[id(backend)] = other
-    return copy.deepcopy(tokenizer, kept)
+        memo[id(backend)] = other
+    return copy.deepcopy(tokenizer, memo)
 
 
 def mean_embeddings(table: Tensor, ids: Sequence[int], count: int) -> Tensor:
-    """What a placeholder begins as: the mean of the class noun's rows of the table, (count, width), float32."""
+    """The mean of the table's embeddings at `ids`, repeated: (count, width), float32. table: (vocabulary, width)."""
     return table[torch.tensor(ids, device=table.device)].detach().float().mean(dim=0).repeat(count, 1)
 
 
 class TextEncoder(nn.Module):
-    """tau(y): prompts to text features, with placeholder words whose embedding rows live outside the table.
+    """tau: prompts to text features. The embeddings of placeholders are separate from the vocabulary's table.
 
-    The table of the vocabulary stays frozen and untouched, so that what is learned, and what AdamW decays, is the rows
-    of the placeholder alone.
+    The table is frozen, so that training, and AdamW's weight decay, change the placeholders' embeddings only.
+    placeholders: placeholder -> number of its embeddings.
     """
 
     def __init__(self, model: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
@@ -190,13 +195,13 @@ class TextEncoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Width of an embedding row and of a text feature."""
+        """Width of a token embedding and of a text feature."""
         return self.table.shape[1]
 
     def with_placeholders(self, placeholders: dict[str, int]) -> TextEncoder:
-        """The same encoder reading these words, and no others, as new: name -> number of rows. Weights are shared.
+        """This encoder with other placeholders, in place of the present ones. It shares the weights.
 
-        Raises InputError for a word that cannot be a placeholder.
+        placeholders: placeholder -> number of its embeddings. Raises InputError as `check_placeholder` does.
         """
         encoder = TextEncoder(self.model, self._plain_tokenizer)
         encoder.tokenizer = with_added_tokens(self._plain_tokenizer, placeholders)
@@ -204,15 +209,15 @@ class TextEncoder(nn.Module):
         return encoder
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (B, 77), padded; ids from 49408 on are the placeholders' rows, in order of declaration.
+        """Padded token ids (B, 77) of B prompts. Ids from 49408 on are placeholders' embeddings, in order.
 
-        Raises InputError where a prompt is so long that a placeholder in it would be cut off.
+        Longer prompts are truncated. Raises InputError if a placeholder would be cut off.
         """
         vocabulary, most = self.table.shape[0], self.most_tokens
-        rows_of = self._placeholder_ids()
+        embedding_ids = self._placeholder_ids()
         batch = []
         for prompt in prompts:
-            ids = [row for token in self._words(prompt) for row in rows_of.get(token, [token])]
+            ids = [i for token in self._words(prompt) for i in embedding_ids.get(token, [token])]
             if any(i >= vocabulary for i in ids[most:]):
                 raise InputError(
                     f"the prompt {quoted(prompt)} has {len(ids)} tokens and its placeholder would be cut off; "
@@ -224,50 +229,51 @@ class TextEncoder(nn.Module):
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of a prompt that the encoder reads: 75, since begin and end of text take two of its 77."""
+        """The maximum number of a prompt's tokens: 75, which is 77 without begin and end of text."""
         return int(self.model.config.max_position_embeddings) - 2
 
-    def warn_of_unread(self, prompts: Iterable[str]) -> None:
-        """Warn once for each prompt that is longer than the encoder reads, naming the words that are lost."""
-        rows_of = self._placeholder_ids()
+    def warn_truncated(self, prompts: Iterable[str]) -> None:
+        """Warn about each prompt that `tokenize` truncates, naming the words that are cut off."""
+        embedding_ids = self._placeholder_ids()
 
         def count(text: str) -> int:
-            return sum(len(rows_of.get(token, [token])) for token in self._words(text))
+            return sum(len(embedding_ids.get(token, [token])) for token in self._words(text))
 
         for prompt in dict.fromkeys(prompts):
-            warn_of_unread(prompt, self.most_tokens, count)
+            warn_truncated(prompt, self.most_tokens, count)
 
     def _words(self, prompt: str) -> list[int]:
         ids: list[int] = self.tokenizer(prompt, add_special_tokens=False).input_ids
         return ids
 
     def _placeholder_ids(self) -> dict[int, list[int]]:
-        """The tokenizer's id of each placeholder -> ids of its rows, which begin past the vocabulary's end."""
-        rows_of: dict[int, list[int]] = {}
-        next_row = self.table.shape[0]
+        """The tokenizer's id of a placeholder -> ids of its embeddings, which follow those of the vocabulary."""
+        embedding_ids: dict[int, list[int]] = {}
+        next_id = self.table.shape[0]
         for name, count in self.placeholders.items():
-            rows_of[self.tokenizer.convert_tokens_to_ids(name)] = list(range(next_row, next_row + count))
-            next_row += count
-        return rows_of
+            embedding_ids[self.tokenizer.convert_tokens_to_ids(name)] = list(range(next_id, next_id + count))
+            next_id += count
+        return embedding_ids
 
     def forward(self, prompts: Sequence[str], token_embeddings: Tensor | None = None) -> Tensor:
-        """Text features (B, 77, width).
+        """Text features (B, 77, width) of B prompts.
 
-        token_embeddings: the placeholders' (n, width), in order of declaration; gradients reach them and nothing else.
-        Raises InputError where a prompt uses a placeholder and no rows are given, or the count differs.
+        token_embeddings: of all placeholders, in order, (n, width); the only input that gets gradients. None is allowed
+        if no prompt uses a placeholder.
+        Raises InputError if they are missing or have another shape, and if a placeholder would be cut off.
         """
         vocabulary = self.table.shape[0]
         ids = self.tokenize(prompts)
         expected = sum(self.placeholders.values())
         if token_embeddings is None:
-            # Asked on the CPU, where the ids are made: a device would have to be waited for.
+            # Checked before the ids are moved to the device, for which the host would have to wait.
             if bool((ids >= vocabulary).any()):
-                raise InputError("a prompt uses a placeholder whose learned rows were not given; load its adapter.")
+                raise InputError("a prompt uses a placeholder whose token embeddings were not given; load its adapter.")
             return self.model(to_device(ids, self.table.device)).last_hidden_state
         ids = to_device(ids, self.table.device)
         if token_embeddings.shape != (expected, self.width):
             raise InputError(
-                f"placeholder rows have shape {tuple(token_embeddings.shape)}; expected ({expected}, {self.width})."
+                f"token embeddings have shape {tuple(token_embeddings.shape)}; expected ({expected}, {self.width})."
             )
 
         def insert(_: nn.Module, __: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
@@ -281,9 +287,9 @@ class TextEncoder(nn.Module):
             handle.remove()
 
     def noun_embeddings(self, class_noun: str, count: int) -> Tensor:
-        """Initial placeholder rows (count, width), float32: the mean embedding of the class noun's tokens, repeated.
+        """Initial token embeddings (count, width), float32: the mean embedding of the class noun's tokens, repeated.
 
-        Raises InputError for an empty noun.
+        Raises InputError for an empty class noun.
         """
         ids = self.tokenizer(class_noun, add_special_tokens=False).input_ids
         if not ids:
@@ -291,10 +297,10 @@ class TextEncoder(nn.Module):
         return mean_embeddings(self.table, ids, count)
 
 
-def warn_of_unread(prompt: str, most: int, count: Callable[[str], int]) -> None:
-    """Warn, naming the words that are lost, where a prompt has more than the `most` tokens that its encoder reads.
+def warn_truncated(prompt: str, most: int, count: Callable[[str], int]) -> None:
+    """Warn, naming the words that are cut off, if a prompt has more than `most` tokens.
 
-    count: a text to the number of its tokens.
+    count: text -> number of its tokens.
     """
     if count(prompt) <= most:
         return
@@ -308,10 +314,13 @@ def warn_of_unread(prompt: str, most: int, count: Callable[[str], int]) -> None:
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer of a diffusers folder (its `tokenizer` subfolder). Raises InputError where it cannot be read."""
+    """The tokenizer in the subfolder `tokenizer` of a diffusers folder.
+
+    Raises InputError if it cannot be read, or if its vocabulary is smaller than CLIP's.
+    """
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises whatever its parsers do
+    except Exception as error:  # transformers passes on the exceptions of several parsers
         raise InputError(f"{folder} holds no CLIP tokenizer ({error}); download the checkpoint again.") from error
     words, known = tokenizer.get_vocab(), clip_vocabulary()[0]
     if len(words) < len(known):
@@ -321,4 +330,4 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         )
     if words != known:
         return tokenizer
-    return clip_tokenizer(tokenizer.pad_token_id == tokenizer.eos_token_id)  # which knows "!" as a word
+    return clip_tokenizer(tokenizer.pad_token_id == tokenizer.eos_token_id)  # in which "!" is an ordinary word

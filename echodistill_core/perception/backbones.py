@@ -29,7 +29,7 @@ CLIP: Statistics = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258
 
 
 def vit_features(model: nn.Module, x: Tensor) -> Tensor:
-    """The class token's output (B, d)."""
+    """The class token (B, d) of the last layer, after its norm. x: prepared images (B, 3, size, size)."""
     return model(x).last_hidden_state[:, 0]
 
 
@@ -43,7 +43,7 @@ def _clip_image_features(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def vit(config: ViTConfig) -> ViTModel:
-    """A ViT without a pooling layer; as in DINO, the class token's output is the feature."""
+    """A ViT without a pooling layer, as DINO."""
     return ViTModel(config, add_pooling_layer=False)
 
 
@@ -246,9 +246,9 @@ MINIATURE_SPECS = _registry(
 
 
 class Backbone(nn.Module):
-    """A frozen encoder. Called with images it returns features (B, d) that gradients can pass through to the image.
+    """A frozen image encoder: images to features (B, d), differentiable with respect to the images.
 
-    With a projector, d is tokens x width and `tokens` gives the features their token axis back.
+    With a projector, d is tokens * width, and the method `tokens` reshapes features to (B, tokens, width).
     """
 
     def __init__(self, spec: BackboneSpec, encoder: nn.Module, projector: ImageProjection | None = None) -> None:
@@ -260,7 +260,7 @@ class Backbone(nn.Module):
 
     @property
     def width(self) -> int:
-        """d, the number of features of an image."""
+        """d, the number of features per image."""
         if self.spec.projector is not None:
             return self.spec.projector["cross_attention_dim"] * self.spec.projector["num_image_text_embeds"]
         if isinstance(self.spec.config, CLIPConfig):
@@ -270,7 +270,8 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor, normalise: bool = True) -> Tensor:
         """Features (B, d), float32, of images (B, 3, H, W) in [-1, 1].
 
-        normalise: bring the images to the backbone's own mean and deviation; False leaves them in [-1, 1].
+        normalise: map the images to [0, 1], subtract the backbone's mean and divide by its standard deviation; False
+        leaves them in [-1, 1]. Either way, they are resized to the backbone's input size.
         """
         dtype = next(self.encoder.parameters()).dtype
         features = self.spec.features(self.encoder, prepare(x, self.spec, normalise).to(dtype))
@@ -279,31 +280,36 @@ class Backbone(nn.Module):
         return features.float()
 
     def tokens(self, features: Tensor) -> Tensor:
-        """Features (B, d) as (B, tokens, width); one token where there is no projector."""
+        """Features (B, d) as (B, tokens, width); one token without a projector."""
         count = 1 if self.spec.projector is None else self.spec.projector["num_image_text_embeds"]
         return features.unflatten(1, (count, -1))
 
 
 def new_backbone(spec: BackboneSpec) -> Backbone:
-    """A backbone with random initial weights from torch's global generator."""
+    """A backbone with random initial weights, drawn from torch's global generator."""
     projector = None if spec.projector is None else ImageProjection(**spec.projector)
     return Backbone(spec, spec.build(spec.config), projector)
 
 
 def prepare(x: Tensor, spec: BackboneSpec, normalise: bool) -> Tensor:
-    """Resize images (B, 3, H, W) in [-1, 1] to the backbone's size; `normalise` also applies its mean and deviation."""
+    """Images (B, 3, H, W) in [-1, 1], resized to the backbone's input size, and normalised if `normalise`."""
     return normalised(x, spec.size, (spec.mean, spec.std)) if normalise else resized(x, spec.size)
 
 
 def resized(x: Tensor, size: int) -> Tensor:
-    """Images (B, 3, H, W) as (B, 3, size, size): bicubic with antialiasing, as in the published pipelines."""
+    """Images (B, 3, H, W) as (B, 3, size, size), by bicubic interpolation with antialiasing, as the models' own
+    preprocessing does.
+    """
     if x.shape[-2:] == (size, size):
         return x
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
 
 
 def normalised(x: Tensor, size: int, statistics: Statistics) -> Tensor:
-    """Resize images (B, 3, H, W) in [-1, 1], map them to [0, 1], subtract the mean and divide by the deviation."""
+    """Images (B, 3, H, W) in [-1, 1], resized, mapped to [0, 1], and normalised: (B, 3, size, size).
+
+    statistics: mean and standard deviation of each channel.
+    """
     channels = ((resized(x, size) + 1) / 2).unbind(1)
-    # Python numbers: tensors would be copied to the GPU and block the host.
+    # Python numbers instead of tensors, which would have to be copied to the GPU and block the host.
     return torch.stack([(c - mean) / std for c, mean, std in zip(channels, *statistics, strict=True)], dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,19 +32,11 @@ _PROJECTOR_NAMES = {
 }
 
 
-def backbone_of(shapes: Shapes, called: str = "", specs: Mapping[str, BackboneSpec] = SPECS) -> str | None:
-    """The name in `specs` of the backbone with tensors of these shapes, or None.
-
-    called: the file's name, with its folders. It only distinguishes trainings of equal networks: an OpenCLIP ViT-B/32
-    with laion2B in its name is not OpenAI's.
-    """
-    return next((name for name, spec in specs.items() if not mismatch_reason(shapes, spec, called)), None)
-
-
 def mismatch_reason(shapes: Shapes, spec: BackboneSpec, called: str = "") -> str:
     """Why tensors of these shapes are not this backbone's, naming the network found; "" if they are.
 
-    called: as in `backbone_of`.
+    called: the file's name, with its folders. It distinguishes trainings of equal networks: an OpenCLIP ViT-B/32 with
+    laion2B in its name is not OpenAI's.
     """
     if network_expected(spec) is None:
         if reason := _missing_tensors(shapes, spec):

@@ -16,6 +16,7 @@ from transformers import CLIPConfig, ViTModel
 
 from ..errors import InputError
 from ..files import why_missing
+from ..logs import logger
 from ..messages import quoted, shortened
 from ..models.embedded import embedded_folder
 from ..models.finite import check_finite
@@ -28,6 +29,8 @@ from .backbones import MINIATURE_SPECS, SPECS, TINY_SPECS, Backbone, BackboneSpe
 from .conversion import in_transformers_names
 from .files import PROJECTOR, activation_mismatch, encoder_in, projector_mismatch, projector_name, tensors_in
 from .layouts import TIMM, TRANSFORMERS, network_expected, network_mismatch, network_of
+
+log = logger(__name__)
 
 # timm's and Meta's layer norms, with which DINO was trained; the published transformers folder has 1e-12.
 TIMM_EPS = 1e-6
@@ -45,7 +48,7 @@ class BackboneFiles:
 def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, BackboneFiles] = "") -> dict[str, Backbone]:
     """Load several backbones, frozen, on the CPU in the files' precision.
 
-    wanted: role -> name in SPECS, as training.state.needed_backbones returns it. The result has the same roles.
+    wanted: role -> name in SPECS, as training.build.needed_backbones returns it. The result has the same roles.
     source: "tiny" for small random networks; "miniature" for the embedded family's; a folder with one subfolder or file
         for each name; "" for the hub cache; or a mapping from name to files.
     Raises InputError for an unknown name, and naming all missing backbones with the command that downloads them.
@@ -55,6 +58,14 @@ def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Backbon
             raise InputError(
                 f"there is no backbone named {quoted(name)}{nearest(name, SPECS)}; expected one of {', '.join(SPECS)}."
             )
+    backbones = _load_all(wanted, source)
+    for role, backbone in backbones.items():
+        dtype = next(backbone.parameters()).dtype
+        log.info("backbone %s: %s, %d features, %s", role, backbone.spec.title, backbone.width, dtype)
+    return backbones
+
+
+def _load_all(wanted: Mapping[str, str], source: str | Mapping[str, BackboneFiles]) -> dict[str, Backbone]:
     if source == "tiny":
         return {role: tiny_backbone(name) for role, name in wanted.items()}
     if source == "miniature":
@@ -80,6 +91,9 @@ def load_backbones(wanted: Mapping[str, str], source: str | Mapping[str, Backbon
         raise InputError(
             f"backbones are missing: {titles}; looked in {where}. Run: echodistill download {' '.join(missing)}"
         )
+    for name, files in backbone_files.items():
+        if name in wanted.values():
+            log.debug("files of backbone %s: %s, projector %s", name, shortened(files.encoder), files.projector)
     return {
         role: load_backbone(name, backbone_files[name].encoder, backbone_files[name].projector)
         for role, name in wanted.items()

@@ -1,1 +1,1 @@
-"""Training: what learns, the three steps of an iteration, the loop around them, and runs on disk."""
+"""Training: trained parameters, the three steps of an iteration, the loop, and run folders."""

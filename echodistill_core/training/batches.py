@@ -1,4 +1,4 @@
-"""What one iteration sees: augmented images with their masks and captions, drawn in shuffled passes."""
+"""Batches: augmented training images with masks and captions, in a new random order for every epoch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from ..settings import TrainSettings
 
 @dataclass(frozen=True)
 class Batch:
-    """One iteration's images.
+    """The images of one iteration, of S x S pixels and s x s latents.
 
-    pixels: (B, 3, S, S) in [-1, 1] and mask: (B, 1, s, s), what the teacher learns from. prompts: their captions.
-    real: (B, 3, S, S) in [-1, 1], what the critics take for real. student_prompts: captions of those.
-    views, real_views: names of the views in `pixels` and `real`, the same whenever a view comes again; None for one
-    that was augmented and never will. posterior_noise: role -> unit noise (B, 4, s, s) with which the latents of
-    `pixels` are drawn from the VAE's posterior for that role's reconstruction.
+    pixels: (B, 3, S, S) in [-1, 1], the images of the reconstruction loss (Eq. 1). prompts: their B captions.
+    mask: (B, 1, s, s), 1 where pixels show the photograph and 0 on the grey canvas around it.
+    real: (B, 3, S, S) in [-1, 1], the critics' real images (Eq. 7). student_prompts: their B captions, from which the
+    student generates its images.
+    views, real_views: cache keys of the images in `pixels` and `real`, equal for equal images; None for an image with
+    random augmentation, which never recurs.
+    posterior_noise: role -> unit noise (B, 4, s, s) for sampling the latents of `pixels` from the VAE's posterior.
     """
 
     pixels: Tensor
@@ -44,7 +46,7 @@ class Batch:
         return self._each(lambda x: to_device(x, device))
 
     def pinned(self) -> Batch:
-        """The same batch in page-locked memory, where there is a GPU to copy from it."""
+        """The same batch in page-locked memory if CUDA is available; copies to the GPU are then asynchronous."""
         return self._each(Tensor.pin_memory) if torch.cuda.is_available() else self
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -55,9 +57,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Where batches come from: a main set, and a share of draws from a second (the photographs, while echoing).
+    """Draws batches from a main set of images and, with probability second_share in [0, 1], from a second set.
 
-    factor: pixels per latent. channels: of the latents. roles: who learns by reconstruction; None is as settings say.
+    In the echoing stage the main set is the pool and the second set the photographs.
+    factor: pixels per latent along a side. channels: of the latents. roles: the roles with a reconstruction loss; None
+    takes them from the settings.
     """
 
     main: ImageSet
@@ -69,19 +73,22 @@ class TrainingImages:
     roles: tuple[str, ...] | None = None
 
     def draw(self, step: int, generator: torch.Generator) -> Batch:
-        """The batch of this step. The order is a function of step and seed; the views come from `generator`."""
-        views, real, captions, places = [], [], [], []
+        """The batch of a step, counted from 0. The order of images is a function of step and seed.
+
+        generator: on the CPU; draws the choice of set, augmentation, mirroring and posterior noise.
+        """
+        views, real, captions, keys = [], [], [], []
         for i in range(self.settings.batch_size):
             from_second = torch.rand((), generator=generator).item() < self.second_share
             images = self.second if from_second and self.second is not None else self.main
-            place, text = self._item(images, step * self.settings.batch_size + i)
-            image = images.pixels[place]
+            index, text = self._item(images, step * self.settings.batch_size + i)
+            image = images.pixels[index]
             view = draw_view(image, self.factor, generator, flip=self.settings.flip, resize=self.settings.augment)
             mirror = self.settings.flip and torch.rand((), generator=generator).item() < 0.5
             views.append(view)
             real.append(view if self.settings.critic_canvas else plain_view(image, self.factor, mirror))
             captions.append(text)
-            places.append((id(images), place))
+            keys.append((id(images), index))
         mask = torch.stack([v.mask for v in views])
         roles = self.settings.reconstructing_roles if self.roles is None else self.roles
         shape = (len(views), self.channels, *mask.shape[-2:])
@@ -92,31 +99,34 @@ class TrainingImages:
             prompts=tuple(f"{v.words} {text}".strip() for v, text in zip(views, captions, strict=True)),
             real=torch.stack([v.pixels for v in real]),
             student_prompts=tuple(f"{v.words} {text}".strip() for v, text in zip(real, captions, strict=True)),
-            views=tuple(v.name(place) for v, place in zip(views, places, strict=True)),
-            real_views=tuple(v.name(place) for v, place in zip(real, places, strict=True)),
+            views=tuple(v.name(key) for v, key in zip(views, keys, strict=True)),
+            real_views=tuple(v.name(key) for v, key in zip(real, keys, strict=True)),
         )
 
-    def _item(self, images: ImageSet, index: int) -> tuple[int, str]:
-        """Which image and its caption, at this place of endless, shuffled passes over images x templates."""
+    def _item(self, images: ImageSet, number: int) -> tuple[int, str]:
+        """Image index and caption of the draw with this number, counted from 0.
+
+        An epoch contains each image with its own caption once, or, without captions, each pair of image and template.
+        """
         templates = 1 if images.captions is not None else len(TEMPLATES)
         size = len(images) * templates
-        place = epoch_order(size, index // size, self.settings.seed)[index % size]
+        item = epoch_order(size, number // size, self.settings.seed)[number % size]
         if images.captions is not None:
-            return place, images.captions[place]
-        text = caption(TEMPLATES[place % templates], self.settings.placeholder, self.settings.class_noun)
-        return place // templates, text
+            return item, images.captions[item]
+        text = caption(TEMPLATES[item % templates], self.settings.placeholder, self.settings.class_noun)
+        return item // templates, text
 
 
 def batches(
-    images: TrainingImages, steps: range, generator: torch.Generator, device: torch.device, *, ahead: bool
+    images: TrainingImages, steps: range, generator: torch.Generator, device: torch.device, *, prefetch: bool
 ) -> Iterator[Batch]:
     """The batch of each step, on the device.
 
-    ahead: draw each in a thread while the one before is computed with; resizing two photographs of 512 pixels takes
-    some 40 ms, half of what a large GPU takes for the whole iteration. Whether or not, `generator` is then where
-    drawing this very batch leaves it, so that a checkpoint knows nothing of what was drawn ahead.
+    prefetch: draw the next batch in a thread while the current one is used. Resizing two photographs of 512 pixels
+    takes about 40 ms, half the time of an iteration on a large GPU.
+    Either way, `generator` is left as of the yielded batch, so checkpoints ignore prefetched batches.
     """
-    if not ahead:
+    if not prefetch:
         for step in steps:
             yield images.draw(step, generator).to(device)
         return
@@ -126,10 +136,10 @@ def batches(
         return images.draw(step, own).pinned(), own.get_state()
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        waiting = thread.submit(draw, steps.start) if steps else None
+        pending = thread.submit(draw, steps.start) if steps else None
         for step in steps:
-            assert waiting is not None
-            batch, after = waiting.result()
-            waiting = thread.submit(draw, step + 1) if step + 1 in steps else None
-            generator.set_state(after)
+            assert pending is not None
+            batch, state_after = pending.result()
+            pending = thread.submit(draw, step + 1) if step + 1 in steps else None
+            generator.set_state(state_after)
             yield batch.to(device)

@@ -1,4 +1,4 @@
-"""A run at step 0: networks on the device, initial values, optimisers. Checks that the settings fit the models."""
+"""Builds the state of a run at step 0: networks on the device, initial values, optimisers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CRITICS = ("clip", "dino", "dinov2")
 
 
 def needed_backbones(settings: TrainSettings) -> dict[str, str]:
-    """The backbones that these settings use: role ("dino", "dinov2", "clip", or a registered one) -> name."""
+    """The backbones that these settings use: role ("dino", "dinov2", "clip" or a registered name) -> name in SPECS."""
     roles = set(settings.critic_weights)
     if settings.aligns and settings.identity_weight > 0:
         roles.add("clip")
@@ -36,24 +36,25 @@ def needed_backbones(settings: TrainSettings) -> dict[str, str]:
 
 
 def needs_teacher(settings: TrainSettings, started: Collection[str] = ()) -> bool:
-    """Whether a run uses the teacher. started: the roles that begin from an adapter."""
+    """Whether a run uses the teacher. started: the roles that start from an adapter."""
     return settings.teaches or settings.aligns or "teacher" in started
 
 
 def token_learns_from(settings: TrainSettings, started: Collection[str] = ()) -> str:
-    """The role whose losses train the student's token. started: the roles that begin from an adapter.
+    """The role whose losses train the token that the student reads: "teacher" or "student".
 
-    The teacher's where the token is shared and the teacher learns or began from an adapter: a personalised teacher is
-    only valid with the token it was trained with. The student's otherwise.
+    It is the teacher if the token is shared and the teacher learns or starts from an adapter: a personalised teacher is
+    only valid with the token it was trained with. Otherwise it is the student.
+    started: the roles that start from an adapter.
     """
-    owned = settings.teaches or "teacher" in started
-    return "teacher" if owned and settings.share_text_encoder else "student"
+    is_personalised = settings.teaches or "teacher" in started
+    return "teacher" if is_personalised and settings.share_text_encoder else "student"
 
 
 def check_learns(settings: TrainSettings, family: Family, started: Collection[str] = ()) -> None:
-    """Raise InputError where settings need a teacher that is missing, name an unknown loss term, or train nothing.
+    """Raise InputError if the settings need a missing teacher, name an unknown loss term, or train no parameter.
 
-    started: the roles that begin from an adapter.
+    started: the roles that start from an adapter.
     """
     for name in settings.extra_loss_weights:
         if name not in LOSS_TERMS:
@@ -74,11 +75,13 @@ def check_learns(settings: TrainSettings, family: Family, started: Collection[st
 def new_state(
     family: Family, backbones: dict[str, Backbone], settings: TrainSettings, start: Mapping[str, Start] | None = None
 ) -> TrainState:
-    """A run at step 0. The family moves to the settings' device and precision, with the trained weights installed.
+    """The state of a run at step 0.
 
-    family: with the placeholder declared in its text encoder (`with_placeholders`).
-    start: the initial values of each role that does not begin at the base model.
-    Raises InputError where the settings need a teacher or backbone that is missing, or nothing would learn.
+    Moves the family, in place, to the settings' device and precision, and installs the trained parameters in its UNets.
+    `Family.restore` undoes both.
+    family: its text encoder must know the placeholder (`with_placeholders`).
+    start: role -> initial values, for roles that start from an adapter.
+    Raises InputError if a needed teacher or backbone is missing, or if the settings train no parameter.
     """
     start = start or {}
     check_learns(settings, family, start)
@@ -89,7 +92,7 @@ def new_state(
     weights = _initial_weights(family, settings, start)
     embeddings = _initial_embeddings(family, settings, start, device)
     compute = _place_on_device(family, weights, backbones, settings, device)
-    # The prior's generator exists only where it is used, so that the other two draw the same numbers without it.
+    # Seeds are seed + 1, 2, 3 in this order, so adding the third generator does not change the other two.
     streams = ("data", "noise", *(("prior",) if settings.prior_roles else ()))
     generators = {name: torch.Generator().manual_seed(settings.seed + i) for i, name in enumerate(streams, 1)}
     state = TrainState(
@@ -106,8 +109,9 @@ def new_state(
 
 
 def parameter_groups(state: TrainState) -> dict[str, list[dict[str, Any]]]:
-    """Parameters with their full learning rates, by player. Token embeddings are in the group of the role whose losses
-    train them.
+    """Player -> AdamW parameter groups, each with its learning rate before decay.
+
+    Token embeddings are a group of the role whose losses train them.
     """
     s, trainables = state.settings, state.trainables
     groups: dict[str, list[dict[str, Any]]] = {"teacher": [], "student": [], "critics": []}
@@ -121,18 +125,21 @@ def parameter_groups(state: TrainState) -> dict[str, list[dict[str, Any]]]:
             groups["student"].append({"params": [trainables.token_embeddings["student"]], "lr": s.token_lr})
     if len(trainables.critics):
         groups["critics"].append({"params": list(trainables.critics.parameters()), "lr": s.critic_lr})
-    # AdamW refuses an empty list of groups, and every player has an optimiser.
+    # AdamW does not accept an empty list of groups, and every player has an optimiser.
     return {name: group or [{"params": [], "lr": 0.0}] for name, group in groups.items()}
 
 
 def new_optimizers(state: TrainState) -> dict[str, torch.optim.AdamW]:
-    """AdamW of teacher, student and critics."""
+    """Player -> a new AdamW optimiser of its parameters."""
     common: dict[str, Any] = {"betas": (0.9, 0.999), "weight_decay": state.settings.weight_decay, "fused": True}
     return {name: torch.optim.AdamW(groups, **common) for name, groups in parameter_groups(state).items()}
 
 
 def _initial_weights(family: Family, settings: TrainSettings, start: Mapping[str, Start]) -> dict[str, TrainedWeights]:
-    """The trained weights of each role that learns; a frozen teacher's UNet is changed in place."""
+    """Role -> trained weights, for the roles that learn.
+
+    The start values of a frozen teacher are added to its UNet in place.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
     denoisers = {"student": family.student}
     if family.teacher is not None and settings.teaches:
@@ -142,18 +149,21 @@ def _initial_weights(family: Family, settings: TrainSettings, start: Mapping[str
         for role in ROLES
         if role in denoisers
     }
-    for role, begun in start.items():
+    for role, initial in start.items():
         if role in weights:
-            weights[role].load_initial(begun.deltas, begun.factors)
+            weights[role].load_initial(initial.deltas, initial.factors)
         elif family.teacher is not None:
-            apply_deltas(family.teacher.unet, begun.deltas)
+            apply_deltas(family.teacher.unet, initial.deltas)
     return weights
 
 
 def _initial_embeddings(
     family: Family, settings: TrainSettings, start: Mapping[str, Start], device: torch.device
 ) -> dict[str, nn.Parameter]:
-    """The token embeddings by role, computed from the text encoder's table in the precision of its file."""
+    """Role -> initial token embeddings (vectors, width), float32: the start's, or the class noun's mean embedding.
+
+    Called before the family is cast, so that the mean has the precision of the file.
+    """
     noun = family.text.noun_embeddings(settings.class_noun, settings.vectors)
     initial = {role: start[role].token_embeddings if role in start else noun for role in ROLES}
     if settings.share_text_encoder:
@@ -164,7 +174,7 @@ def _initial_embeddings(
 
 
 def _initial_critics(backbones: Mapping[str, Backbone], settings: TrainSettings, device: torch.device) -> nn.ModuleDict:
-    """A head for each critic, each with a generator of its own: the other heads start alike without it."""
+    """Critic -> a new head. Each head has its own generator, so its values do not depend on the other critics."""
 
     def seed(role: str) -> int:
         return settings.seed + 100 + (CRITICS.index(role) if role in CRITICS else zlib.crc32(role.encode()))
@@ -182,7 +192,7 @@ def _place_on_device(
     settings: TrainSettings,
     device: torch.device,
 ) -> Compute:
-    """Bring every network to the device in its precision, with the trained weights. Returns how they are run."""
+    """Move every network to the device, cast it, and install the trained weights. Returns the compute options."""
     dtype = DTYPES[settings.precision]
     if settings.precision == "bf16" and not computes_bf16(device):
         text = f"{device} has no instructions for bfloat16: precision bf16 halves memory there, but fp32 is faster."
@@ -197,6 +207,6 @@ def _place_on_device(
             unets = [family.student.unet, family.teacher.unet]
             compute.offloader = ModelOffloader(unets, device, before=[family.vae.decoder.conv_in])
             family.on_restore.append(compute.offloader.remove)
-    for backbone in backbones.values():  # after the UNets were offloaded
+    for backbone in backbones.values():  # after offloading the UNets, which frees device memory
         backbone.to(device=device, dtype=dtype)
     return compute

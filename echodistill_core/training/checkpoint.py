@@ -1,4 +1,13 @@
-"""Checkpoints: everything that changes while a run trains, in one safetensors file, written atomically, no pickles."""
+"""Checkpoints: the whole training state in one safetensors file, written atomically, without pickles.
+
+Tensors, by name:
+    teacher/..., student/...           trained parameters of the UNets (Trainables.tensors)
+    rows/teacher, rows/student         token embeddings (vectors, width)
+    critics/...                        the critics' heads
+    optimizers/PLAYER/INDEX/KEY        AdamW's state of a player's parameter number INDEX
+    generators/STREAM                  state of a random generator, uint8
+Metadata: format, format_version, fingerprint of the run, stage, step, param_groups (JSON), digest.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +22,34 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..logs import logger
 from ..messages import shortened
 from ..tensorfile import read_header, read_tensors, write_tensors
 from .state import TrainState
+
+log = logger(__name__)
 
 FORMAT_VERSION = "1"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint file of one moment holds."""
+    """The content of one checkpoint file."""
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a stage, one at a time.
+    """Writes the checkpoints of a stage, one at a time. As a context manager, it waits for the last file at the end.
 
-    behind: write in a thread while training goes on, from a copy in the host's memory. At Stable Diffusion's size a
-        checkpoint has 0.6 GB, which takes 0.4 to 0.9 s to reach a fast disk; 100 iterations on a large GPU take 10 s.
-        On a CPU the thread would take its time from training.
-    As a context manager it waits at the end for the last file.
+    background: write a copy in host memory in a thread, while training continues. For Stable Diffusion a checkpoint
+        has 0.6 GB and takes 0.4 to 0.9 s to write to a fast disk; 100 iterations on a large GPU take 10 s. On a CPU,
+        the thread would slow training down.
     """
 
-    def __init__(self, *, behind: bool) -> None:
-        self._pool = ThreadPoolExecutor(1, "checkpoint") if behind else None
+    def __init__(self, *, background: bool) -> None:
+        self._pool = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> CheckpointWriter:
@@ -52,7 +63,10 @@ class CheckpointWriter:
                 self._pool.shutdown()
 
     def save(self, path: Path, state: TrainState, fingerprint: str) -> None:
-        """Write the state, or begin to. Raises as `save_checkpoint` does, for the one before this as well."""
+        """Write the state to `path`, or start to in the background.
+
+        Raises as `save_checkpoint` does. In the background, StorageError of a file is raised by the next call.
+        """
         if self._pool is None:
             save_checkpoint(path, state, fingerprint)
             return
@@ -62,25 +76,25 @@ class CheckpointWriter:
         self._writing = self._pool.submit(_write, path, copy)
 
     def finish(self) -> None:
-        """Wait until the file is whole on disk. Raises StorageError where it could not be written."""
+        """Wait until the file is complete on disk. Raises StorageError if it could not be written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
 
 def save_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
-    """Write the state after its last iteration. An earlier file at `path` is replaced only by a whole new one.
+    """Write the state to `path`, atomically. fingerprint: of the run's stage.
 
-    Raises DivergedError, and keeps the earlier file, where a trained tensor is not finite; StorageError where it cannot
-    be written.
+    Raises DivergedError if a trained tensor is not finite, and StorageError if the file cannot be written. An earlier
+    file at `path` is then unchanged.
     """
     _write(path, take_snapshot(state, fingerprint))
 
 
 def take_snapshot(state: TrainState, fingerprint: str) -> Snapshot:
-    """The state's own tensors, by a checkpoint's names, and what is said of them.
+    """The content of a checkpoint of this state. The tensors share memory with the state.
 
-    Raises DivergedError where a trained tensor is not finite.
+    Raises DivergedError if a trained tensor is not finite.
     """
     state.trainables.check_finite(state.step)
     tensors: dict[str, Tensor] = dict(state.trainables.tensors())
@@ -106,9 +120,10 @@ def take_snapshot(state: TrainState, fingerprint: str) -> Snapshot:
 
 
 def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
-    """Bring a freshly made state to where the checkpoint was written, learning rates included.
+    """Load a checkpoint into a new state of the same run, in place: tensors, optimisers, generators, stage and step.
 
-    Raises InputError where the file is damaged, of another run, or does not hold what this state needs.
+    fingerprint: of the run's stage.
+    Raises InputError if the file is damaged, belongs to another run, or lacks a tensor of the state.
     """
     metadata = read_header(path).metadata
     if metadata.get("format") != "echodistill-checkpoint" or metadata.get("format_version") != FORMAT_VERSION:
@@ -122,8 +137,8 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
     contents = {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
     if metadata.pop("digest", "") != _digest(metadata, contents):
         raise InputError(
-            f"{path} is damaged: what it says of its contents was changed after it was written; give it back as it "
-            "was, or train again into a new folder."
+            f"{path} is damaged: its metadata were changed after it was written; restore the original file, or train "
+            "again into a new folder."
         )
     trained = state.trainables.tensors()
     for name, tensor in trained.items():
@@ -136,7 +151,8 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
         weights.sync_from_master()
     groups = json.loads(metadata["param_groups"])
     for name, optimizer in state.trainables.optimizers.items():
-        optimizer.load_state_dict({"state": _moments(tensors, f"optimizers/{name}/"), "param_groups": groups[name]})
+        moments = _optimizer_state(tensors, f"optimizers/{name}/")
+        optimizer.load_state_dict({"state": moments, "param_groups": groups[name]})
     for name, generator in state.random.generators.items():
         generator.set_state(tensors[f"generators/{name}"].clone())
     state.stage, state.step = metadata["stage"], int(metadata["step"])
@@ -144,20 +160,26 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
 
 def _write(path: Path, snapshot: Snapshot) -> None:
     write_tensors(path, snapshot.tensors, snapshot.metadata)
+    facts = snapshot.metadata
+    log.debug(
+        "checkpoint %s: stage %s, step %s, digest %s", shortened(path), facts["stage"], facts["step"], facts["digest"]
+    )
 
 
 def _digest(metadata: Mapping[str, str], contents: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
-    """Of everything but the tensors' values: a changed step or learning rate, or moments that are gone, would else
-    train on to another result without a word.
+    """Fingerprint of metadata, names, dtypes and shapes; it does not cover the values.
+
+    Without it, a changed step or learning rate, or missing moments, would change the result without an error.
     """
     return hashlib.sha256(json.dumps([metadata, contents], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _moments(tensors: dict[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:
+def _optimizer_state(tensors: dict[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:
+    """Parameter index -> state of an optimiser, as its `state_dict` has under "state"."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix):
             index, _, key = name.removeprefix(prefix).partition("/")
-            # The file may be replaced while these are in use, so they must not stay views of it.
+            # Cloned, because the tensors are views of the mapped file, which the next checkpoint replaces.
             moments.setdefault(int(index), {})[key] = tensor.clone()
     return moments

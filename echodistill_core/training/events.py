@@ -1,4 +1,4 @@
-"""What a running stage reports. Progress bars, contact sheets and tests are listeners of these."""
+"""Events of a running stage, for listeners such as progress bars, contact sheets and logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepDone:
-    """An iteration ended. losses: term -> scalar tensor on the training device; reading one waits for the device."""
+    """An iteration ended. step: its number, from 1 to iterations.
+
+    losses: name -> scalar tensor on the training device; reading its value waits for the device.
+    """
 
     stage: str
     step: int
@@ -22,7 +25,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class LossesLogged:
-    """Losses of the iterations since the last log, as numbers, checked to be finite."""
+    """Losses were logged. rows: one per iteration since the previous event, with "step" and finite losses by name."""
 
     stage: str
     rows: tuple[Mapping[str, float], ...]
@@ -30,7 +33,7 @@ class LossesLogged:
 
 @dataclass(frozen=True)
 class PreviewReady:
-    """One-step samples of the student as it is now: (B, 3, H, W) in [-1, 1], with the prompts and seeds fixed."""
+    """One-step samples of the current student. images: (B, 3, H, W) in [-1, 1]; prompts and seeds never change."""
 
     stage: str
     step: int
@@ -39,7 +42,7 @@ class PreviewReady:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """The state of this step is kept. On a GPU the file may still be being written, behind training."""
+    """A checkpoint was taken after `step` iterations. On a GPU, a thread may still be writing its file."""
 
     stage: str
     step: int
@@ -48,7 +51,9 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class PoolProgress:
-    """A pool has so many of its images. name: "pool" is the echoing stage's, "class images" are the prior's."""
+    """`done` of the `size` images of a pool exist. name: "pool" in the echoing stage, "ROLE's class images" for the
+    prior.
+    """
 
     done: int
     size: int
@@ -56,7 +61,7 @@ class PoolProgress:
 
 
 def latest(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The last value of every term in these rows of losses: not every iteration has all of them."""
+    """The last value of every loss in these rows; a row may lack losses that its iteration did not compute."""
     found: dict[str, float] = {}
     for row in rows:
         found |= row
@@ -64,7 +69,7 @@ def latest(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def current_names(losses: Mapping[str, float]) -> dict[str, float]:
-    """Losses of a log under today's names. Version 0.1.0 wrote fool_x, x_gradient, teacher, student and x_prior."""
+    """Logged losses under their current names. Version 0.1.0 wrote fool_x, x_gradient, teacher, student and x_prior."""
     return {_current_name(name): value for name, value in losses.items()}
 
 

@@ -1,4 +1,4 @@
-"""Several echoes of one run: each in a copy of it, since a run folder has one echoing stage."""
+"""Copies of a run for several echoing stages with different settings: a run folder has one echoing stage."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from .run import Run, open_run
 
 
 def fork_for_echo(run: Run, echo: EchoSettings) -> Run:
-    """The run's copy for these settings of the echo, beside it: made, or found by a fingerprint of both.
+    """A copy of the run for an echoing stage with these settings, in the folder NAME-echo-FINGERPRINT beside it.
 
-    Its files are links to the run's as far as the disk allows; nothing that a stage has finished is changed in place.
-    Raises InputError where the run is not trained to its end, or is an echoed one itself.
+    An existing copy is reused. Files are hard links where the file system supports them; the files of a finished stage
+    are never changed in place.
+    Raises InputError if the run's distillation stage is not finished, or if its echoing stage is.
     """
     if not run.is_finished("distil"):
         raise InputError(f"the run {run.folder} is gone or not trained to its end; train it again first.")
     if run.is_finished("echo"):
-        raise InputError(f"the run {run.folder} has been echoed already; echo the one that it was copied from.")
+        raise InputError(f"the run {run.folder} has been echoed already; echo the run from which it was copied.")
     folder = run.folder.with_name(f"{run.folder.name}-echo-{run.echo_fingerprint(echo)}")
     if not (folder / "run.json").is_file():
         with replacing_folder(folder) as temporary:
@@ -30,7 +31,7 @@ def fork_for_echo(run: Run, echo: EchoSettings) -> Run:
                 temporary,
                 copy_function=_link_or_copy,
                 dirs_exist_ok=True,
-                ignore=lambda place, names: {"echo"} if Path(place) == run.folder else set(),
+                ignore=lambda folder, names: {"echo"} if Path(folder) == run.folder else set(),
             )
     try:
         return open_run(folder)

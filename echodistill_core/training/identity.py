@@ -1,4 +1,4 @@
-"""What determines a run's result: its identity, the fingerprint of that, and how two of them differ."""
+"""The identity of a run, which is everything that determines its result; fingerprints and comparison of identities."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from ..messages import quoted
 from ..models.family import Family
 from ..settings import TrainSettings, affecting_result
 
-# Fingerprints that runs of earlier versions do not hold.
-_LATER = ("student_weights", "teacher_weights", "vae", "configuration")
+# Fingerprints that runs of earlier versions did not record.
+_NEWER_FINGERPRINTS = ("student_weights", "teacher_weights", "vae", "configuration")
 
 
 def run_identity(
     settings: TrainSettings, images: ImageSet, family: Family, start: Mapping[str, Path] | None = None
 ) -> dict[str, Any]:
-    """What determines the result of the distillation stage, as JSON values by name.
+    """The identity of a distillation stage: name -> JSON value.
 
-    start: the adapter files that roles begin from; their content counts, not their names.
+    start: role -> adapter file that the role starts from; the file's content counts, its name does not.
+    Raises InputError if such a file cannot be read.
     """
     return {
         **inputs_identity(settings, images),
@@ -34,12 +35,12 @@ def run_identity(
 
 
 def inputs_identity(settings: TrainSettings, images: ImageSet) -> dict[str, Any]:
-    """The part of a run's identity that needs no models: settings and photographs."""
+    """The part of the identity that needs no models: settings that affect the result, resolution and photographs."""
     return {**affecting_result(settings), "resolution": images.pixels.shape[-1], "photographs": images.fingerprint}
 
 
 def family_identity(family: Family) -> dict[str, str]:
-    """The part of a run's identity that is the models'."""
+    """The part of the identity that describes the models: fingerprints of weights and configuration."""
     denoisers = {"student": family.student, "teacher": family.teacher}
     student, teacher = (
         None
@@ -52,7 +53,7 @@ def family_identity(family: Family) -> dict[str, str]:
     return {**models, "configuration": _configuration(family)}
 
 
-# What the same weights are computed with; widths and depths show in the weights' shapes.
+# Configuration values that change the output for the same weights. Widths and depths are visible in the weights.
 _UNET = (
     *("act_fn", "norm_eps", "norm_num_groups", "attention_head_dim", "num_attention_heads"),
     *("center_input_sample", "flip_sin_to_cos", "freq_shift", "mid_block_scale_factor", "resnet_time_scale_shift"),
@@ -62,25 +63,25 @@ _TEXT = ("hidden_act", "num_attention_heads", "layer_norm_eps", "max_position_em
 
 
 def _configuration(family: Family) -> str:
-    """A fingerprint of activations, norms, heads, scales and noise schedules.
+    """Fingerprint of activations, norms, heads, scales and noise schedules.
 
-    The values are compared as JSON: a folder's configuration holds lists where a single file's has tuples.
+    Computed from JSON, in which tuples and lists are equal: one comes from single files, the other from folders.
     """
     denoisers = {role: d for role, d in (("student", family.student), ("teacher", family.teacher)) if d is not None}
-    read: dict[str, Any] = {role: {k: d.unet.config.get(k) for k in _UNET} for role, d in denoisers.items()}
+    values: dict[str, Any] = {role: {k: d.unet.config.get(k) for k in _UNET} for role, d in denoisers.items()}
     for role, denoiser in denoisers.items():
-        read[role]["schedule"] = [f"{abar:.6g}" for abar in denoiser.schedule.alphas_cumprod.tolist()]
-    read["vae"] = {key: family.vae.config.get(key) for key in _VAE}
-    read["text"] = {key: getattr(family.text.model.config, key, None) for key in _TEXT}
-    return fingerprint_of(read)
+        values[role]["schedule"] = [f"{abar:.6g}" for abar in denoiser.schedule.alphas_cumprod.tolist()]
+    values["vae"] = {key: family.vae.config.get(key) for key in _VAE}
+    values["text"] = {key: getattr(family.text.model.config, key, None) for key in _TEXT}
+    return fingerprint_of(values)
 
 
 @dataclass(frozen=True)
 class DenoiserIdentity:
-    """What determines a UNet's part in a result.
+    """The identity of a UNet.
 
-    fingerprint: of its cross-attention keys and values. weights: sampled, of all its weights. prediction: what it
-    predicts.
+    fingerprint: of its cross-attention keys and values. weights: sampled fingerprint of all weights.
+    prediction: its prediction type.
     """
 
     fingerprint: str
@@ -91,7 +92,7 @@ class DenoiserIdentity:
 def models_identity(
     student: DenoiserIdentity, teacher: DenoiserIdentity | None, text_encoder: str, vae: str
 ) -> dict[str, str]:
-    """The same from fingerprints, for callers that have not built a family yet."""
+    """The fingerprints of `family_identity` by name, without "configuration"; for callers without a loaded family."""
     return {
         "student": f"{student.fingerprint} ({student.prediction})",
         "student_weights": student.weights,
@@ -103,35 +104,40 @@ def models_identity(
 
 
 def fingerprint_of(identity: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of SHA-256 over an identity."""
+    """The first 16 hexadecimal digits of SHA-256 over an identity as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file_fingerprint(path: Path) -> str:
-    """16 hexadecimal digits of SHA-256 over an adapter file. Raises InputError where it cannot be read."""
+    """The first 16 hexadecimal digits of SHA-256 over an adapter file. Raises InputError if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise InputError(f"adapter {path} cannot be read ({error}); give it back, or choose another.") from error
+        raise InputError(f"adapter {path} cannot be read ({error}); restore it, or choose another.") from error
 
 
-def as_known_to(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """This identity as a run of an earlier version would have recorded it.
+def comparable_identity(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """The current identity without the entries that the version of the recorded one did not have yet.
 
-    Without settings that are newer than the run, as far as they are left at their default, which does what was done
-    before there was the setting; and without fingerprints that it did not take.
+    Two kinds of entries are left out if they are not recorded: settings at their default, which reproduces earlier
+    versions, and fingerprints that earlier versions did not record. A newer setting with another value stays in.
     """
     defaults = affecting_result(TrainSettings())
-    later = {n: v for n, v in defaults.items() if n not in there}
-    return {n: v for n, v in here.items() if n in there or (n not in _LATER and (n not in later or v != later[n]))}
+
+    def is_comparable(name: str, value: Any) -> bool:
+        if name in recorded:
+            return True
+        return name not in _NEWER_FINGERPRINTS and (name not in defaults or value != defaults[name])
+
+    return {name: value for name, value in current.items() if is_comparable(name, value)}
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What differs in two identities, in words: "seed is 0 there and 1 here".
+def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """The differences between two identities as a phrase: "seed is 0 there and 1 here". "There" is the recorded one.
 
-    A setting that is newer than the earlier one was, in effect, at its default there.
+    Settings that are newer than the recorded identity count as recorded with their default.
     """
     defaults = affecting_result(TrainSettings())
-    there = {**{n: defaults[n] for n in here if n in defaults}, **there}
-    names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
-    return ", ".join(f"{n} is {quoted(there.get(n))} there and {quoted(here.get(n))} here" for n in names)
+    recorded = {**{n: defaults[n] for n in current if n in defaults}, **recorded}
+    names = [n for n in {**recorded, **current} if recorded.get(n) != current.get(n)]
+    return ", ".join(f"{n} is {quoted(recorded.get(n))} there and {quoted(current.get(n))} here" for n in names)

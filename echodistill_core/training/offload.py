@@ -1,4 +1,4 @@
-"""Moves the frozen weights of idle networks to the host's memory, for devices with little memory of their own."""
+"""Keeps the frozen weights of idle networks in host memory, for devices with little memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 class ModelOffloader:
     """Keeps the frozen weights of `networks` on the host; a network's weights are on the device while it computes.
 
-    Trained parameters stay on the device. A network is loaded by a forward pre-hook and stays until another of the
-    networks, or one of the modules `before`, computes.
-    Finish one network's backward before calling another: offloading empties parameters its graph may use. Activation
-    checkpointing does so, since it computes the network again in the backward pass.
+    Trained parameters stay on the device. A forward pre-hook loads a network; it is offloaded when another one of the
+    networks, or a module of `before`, computes.
+    Finish one network's backward before calling another: offloading empties parameters its graph may use. With
+    activation checkpointing, backward runs the network's forward again, which loads it.
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: torch.device, before: Sequence[nn.Module] = ()) -> None:
@@ -27,13 +27,15 @@ class ModelOffloader:
         self._hooks += [module.register_forward_pre_hook(lambda *_: self.offload()) for module in before]
 
     def remove(self) -> None:
-        """Remove the hooks. The weights stay where they are: Family.restore puts the loaded tensors back, and a device
-        that just ran out of memory may have no space for them.
+        """Remove the hooks and release the host memory.
+
+        Weights are not loaded back onto the device, which may have just run out of memory. `Family.restore` puts the
+        loaded tensors back.
         """
         for hook in self._hooks:
             hook.remove()
         self._host_weights.clear()
-        # torch caches page-locked memory for later requests, which a server may never make. From torch 2.9 on.
+        # torch caches page-locked memory for later requests; free it. Available from torch 2.9 on.
         release = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
         if self.device.type == "cuda" and release is not None:
             release()
@@ -49,14 +51,14 @@ class ModelOffloader:
             return
         self.offload()
         for name, tensor in self._host_weights[network].items():
-            # A copy, even where host and device are one: offloading must not free the host's tensor.
+            # Always a copy, even on the CPU: offloading must not free the host's tensor.
             on_device = tensor.to(self.device, non_blocking=self.device.type == "cuda", copy=True)
             network.get_parameter(name).data = on_device
         self._loaded = network
 
 
 def _on_host(network: nn.Module) -> dict[str, Tensor]:
-    """The frozen weights in host memory; page-locked where there is a GPU, which makes copies faster."""
+    """Parameter name -> frozen weight in host memory; page-locked if CUDA is available, which makes copies faster."""
     frozen = {n: p.detach().cpu() for n, p in network.named_parameters() if not p.requires_grad}
     return {n: t.pin_memory() for n, t in frozen.items()} if torch.cuda.is_available() else frozen
 

@@ -1,4 +1,4 @@
-"""How a run folder is begun anew, opened to go on, or given back a record that was lost."""
+"""Creates a run folder, reopens it to resume the run, and restores a damaged run.json."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from .. import __version__
 from ..concept.images import ImageSet
 from ..errors import DamagedRunError, InputError, Notice
 from ..files import remove_leftovers, write_bytes
-from ..messages import quoted
+from ..logs import logger
+from ..messages import quoted, shortened
 from ..models.family import Family
 from ..models.sources import ModelSources
 from ..settings import TrainSettings
-from .identity import as_known_to, fingerprint_of, run_identity
+from .identity import comparable_identity, fingerprint_of, run_identity
 from .pngs import write_png
-from .run import CHECKPOINT, FORMAT_VERSION, Run, another_run, checkpoint_fingerprint, open_run
+from .run import CHECKPOINT, FORMAT_VERSION, Run, checkpoint_fingerprint, different_run_error, open_run
+
+log = logger(__name__)
 
 
 def create_or_resume(
@@ -29,28 +32,30 @@ def create_or_resume(
     family: Family,
     start: Mapping[str, Path] | None = None,
 ) -> Run:
-    """The run in this folder: begun anew where there is none, or opened where it is the same run.
+    """Create a run in this folder, or reopen it if the folder holds a run of the same identity.
 
-    start: by role, the adapter files to begin from; the run keeps copies of its own.
-    Raises InputError where the folder holds another run, saying what differs, or anything else.
+    start: role -> adapter file that the role starts from; the run stores a copy.
+    A damaged run.json is written again if the folder's checkpoint belongs to this run.
+    Raises InputError, with the differences, if the folder holds another run, and if it holds other files.
     """
     folder = Path(folder)
     identity = run_identity(settings, images, family, start)
     damaged = _set_aside_damaged(folder, fingerprint_of(identity))
     if (folder / "run.json").is_file():
         run = open_run(folder)
-        there = run.record["identity"]
-        asked = as_known_to(there, identity)
-        if run.record["fingerprint"] != fingerprint_of(asked):
-            raise another_run(folder, there, asked)
+        recorded = run.record["identity"]
+        current = comparable_identity(recorded, identity)
+        if run.record["fingerprint"] != fingerprint_of(current):
+            raise different_run_error(folder, recorded, current)
         run.remove_leftovers()
         _save_photographs(run, images)
         _save_start(run, start or {})
-        # Only settings without influence on the result can differ here, and the newest of those hold.
+        # The identities are equal, so only settings that do not affect the result can differ. The new ones apply.
         newest = {"settings": dataclasses.asdict(settings), "sources": dataclasses.asdict(sources)}
         if any(run.record[name] != value for name, value in newest.items()):
             run.record.update(newest)
             run.save()
+        log.info("run folder %s: reopened, fingerprint %s", shortened(folder), run.record["fingerprint"])
         return run
     if not damaged:
         check_new_folder(folder)
@@ -69,49 +74,54 @@ def create_or_resume(
     run.save()
     _save_photographs(run, images)
     _save_start(run, start or {})
+    log.info("run folder %s: created, fingerprint %s", shortened(folder), record["fingerprint"])
+    log.debug("identity of %s: %s", shortened(folder), identity)
     return run
 
 
 def _set_aside_damaged(folder: Path, fingerprint: str) -> bool:
-    """Rename a run.json that cannot be read, so that it can be written anew beside the files of its run.
+    """Rename a damaged run.json, so that a new one can be written into the folder. Returns whether it did.
 
-    Returns whether there was one. The first stage's checkpoint tells which run the files belong to; without one, or
-    with an echo that has none, the folder is renamed instead: its pictures may be of other inputs.
-    Raises DamagedRunError where the checkpoint has another fingerprint.
+    The checkpoint of the first stage identifies the run. Without this checkpoint the whole folder is renamed, and an
+    echo folder without a checkpoint of its own is renamed too: their pictures may come from other inputs.
+    fingerprint: of the run that is about to be trained.
+    Raises DamagedRunError if the checkpoint has another fingerprint.
     """
     if not (folder / "run.json").is_file():
         return False
     try:
         open_run(folder)
     except DamagedRunError as error:
-        there = checkpoint_fingerprint(folder / "distil" / CHECKPOINT)
-        if not there:
+        recorded = checkpoint_fingerprint(folder / "distil" / CHECKPOINT)
+        if not recorded:
             aside = _set_aside(folder)
             _warn(
-                f"{folder / 'run.json'} could not be read, and there is no checkpoint to go on from: the run begins "
-                f"anew, and {aside} keeps what was there"
+                f"{folder / 'run.json'} could not be read, and the folder has no checkpoint to resume: the run starts "
+                f"at step 0, and {aside} keeps the previous files"
             )
             return False
-        if there != fingerprint:
+        if recorded != fingerprint:
             raise DamagedRunError(
-                f"{str(error).rstrip('.')}; but these settings, photographs or models are not the run's own "
-                f"(fingerprint {fingerprint}, its checkpoint has {quoted(there)})."
+                f"{str(error).rstrip('.')}; but these settings, photographs or models are not those of the run "
+                f"(fingerprint {fingerprint}, its checkpoint has {quoted(recorded)})."
             ) from error
         if (folder / "echo").is_dir() and not checkpoint_fingerprint(folder / "echo" / CHECKPOINT):
             _warn(f"the echo in {folder} had no checkpoint; {_set_aside(folder / 'echo')} keeps its pictures")
         (folder / "run.json").replace(folder / "run.json.damaged")
-        echo = "; the same echo command takes up its echo again" if (folder / "echo").is_dir() else ""
+        echo = "; the same echo command resumes its echo" if (folder / "echo").is_dir() else ""
         _warn(f"{folder / 'run.json'} could not be read and is written anew; the old file is run.json.damaged{echo}")
+        log.info("damaged %s: renamed run.json.damaged", shortened(folder / "run.json"))
         return True
     return False
 
 
 def _set_aside(folder: Path) -> Path:
-    """Give a folder another name beside it, and return that."""
+    """Rename a folder to NAME-damaged-1, or the next free number. Returns the new path."""
     for number in itertools.count(1):
         aside = folder.with_name(f"{folder.name}-damaged-{number}")
         if not aside.exists():
             folder.replace(aside)
+            log.info("damaged folder %s: renamed %s", shortened(folder), shortened(aside.name))
             return aside
     raise AssertionError
 
@@ -121,7 +131,7 @@ def _warn(text: str) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raise InputError where no run can begin in this folder: it is a file, or holds something but no run."""
+    """Raise InputError unless a new run can be created in this folder: it must be missing or empty."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out folder {folder} is a file; expected a new or empty folder.")
     remove_leftovers(folder)
@@ -137,6 +147,6 @@ def _save_photographs(run: Run, images: ImageSet) -> None:
 
 def _save_start(run: Run, start: Mapping[str, Path]) -> None:
     for role, path in start.items():
-        kept = run.folder / "start" / f"{role}.safetensors"
-        if not kept.is_file():
-            write_bytes(kept, path.read_bytes())
+        copy = run.folder / "start" / f"{role}.safetensors"
+        if not copy.is_file():
+            write_bytes(copy, path.read_bytes())

@@ -1,4 +1,4 @@
-"""Pictures from the models of a run in memory: previews, the echoing stage's pool, images of the class."""
+"""Samples from the models of a run in memory: previews, the pool of the echoing stage, class images."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..sampling import denoise, draw_noise, finished
+from ..sampling import clamp_finite, denoise, draw_noise
 from .state import TrainState
 
 
 def one_step_images(state: TrainState, prompts: Sequence[str], seed: int, size: int) -> Tensor:
-    """One image for each prompt, (B, 3, size, size) in [-1, 1], from the student as it is; image i from seed + i."""
-    return images_of(state, "student", prompts, seed, size, 1)
+    """`sample_images` of the current student in one step."""
+    return sample_images(state, "student", prompts, seed, size, 1)
 
 
 @torch.no_grad()
-def images_of(state: TrainState, role: str, prompts: Sequence[str], seed: int, size: int, steps: int) -> Tensor:
-    """One image for each prompt, (B, 3, size, size) in [-1, 1], from a role as it is; image i from seed + i.
+def sample_images(state: TrainState, role: str, prompts: Sequence[str], seed: int, size: int, steps: int) -> Tensor:
+    """One image per prompt, (B, 3, size, size) in [-1, 1], from the current model of a role. Image i has seed + i.
 
-    The teacher is guided by the settings' guidance_scale, the student not at all.
-    Draws from generators of its own, so looking does not change what training draws.
-    Raises DivergedError where an image is not finite.
+    steps: DDIM steps, 1 or more. The teacher uses classifier-free guidance with guidance_scale, the student none.
+    Samples use separate RNG seeds and do not perturb training.
+    Raises DivergedError if an image holds NaN or infinity.
     """
     denoiser = state.denoiser(role)
     guidance = 1.0 if role == "student" else state.settings.guidance_scale
@@ -32,5 +32,5 @@ def images_of(state: TrainState, role: str, prompts: Sequence[str], seed: int, s
         text = state.condition(prompts[part], role)
         unconditional = state.unconditional(len(text)) if guidance != 1.0 else None
         latents = denoise(denoiser, noise[part], text, steps, unconditional=unconditional, guidance=guidance)
-        images.append(finished(state.family.decode(latents)))
+        images.append(clamp_finite(state.family.decode(latents)))
     return torch.cat(images)

@@ -1,4 +1,4 @@
-"""In which iterations which terms of the student's loss are computed."""
+"""Which terms of the student's loss an iteration computes, and their weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ..settings import TrainSettings
 
 @dataclass(frozen=True)
 class LossSchedule:
-    """Image losses are computed every `image_every` iterations, critics every `critic_every`-th time of those.
+    """Image losses run in every `image_every`-th iteration, adversarial losses in every `critic_every`-th of those.
 
-    Latent losses are computed in every iteration.
+    Both are 1 or more. Latent losses run in every iteration. Iterations are numbered from 0, and iteration 0 computes
+    all terms.
     """
 
     image_every: int
@@ -21,25 +22,25 @@ class LossSchedule:
 
     @property
     def period(self) -> int:
-        """image_every * critic_every, the iterations after which the same terms are computed again."""
+        """image_every * critic_every: the number of iterations after which the schedule repeats."""
         return self.image_every * self.critic_every
 
     def has_images(self, step: int) -> bool:
-        """Whether iteration `step`, from 0 on, computes image losses: Eq. 2 and 4."""
+        """Whether iteration `step` computes image losses (Eq. 2 and 4)."""
         return step % self.image_every == 0
 
     def has_critics(self, step: int) -> bool:
-        """Whether iteration `step`, from 0 on, computes adversarial losses: Eq. 6 and 7."""
+        """Whether iteration `step` computes adversarial losses (Eq. 6 and 7)."""
         return step % self.period == 0
 
 
 @dataclass(frozen=True)
 class TermWeights:
-    """The weights of the student's loss in one iteration. A term of weight 0 is not computed.
+    """The weights, 0 or more, of the student's loss in one iteration. A term of weight 0 is not computed.
 
-    identity, mse, swd: w_id, w_mse, w_swd of Eq. 5. critics: w_k of Eq. 6 by critic.
-    latents, images: registered loss terms (losses.objectives.LOSS_TERMS) that compare these.
-    is_complete: whether the iteration computes image losses, and so all terms of Eq. 5.
+    identity, mse, swd: w_id, w_mse, w_swd of Eq. 5. critics: critic -> w_k of Eq. 6.
+    latents, images: weights in Eq. 5 of registered loss terms (losses.objectives.LOSS_TERMS) on latents and on images.
+    is_complete: whether the iteration computes every term of Eq. 5, the image losses included.
     """
 
     identity: float
@@ -52,38 +53,38 @@ class TermWeights:
 
     @property
     def alignment(self) -> dict[str, float]:
-        """The weights of Eq. 5 by term, registered ones included."""
+        """Term -> weight in Eq. 5, registered terms included."""
         return {"identity": self.identity, "mse": self.mse, "swd": self.swd, **self.latents, **self.images}
 
     @property
     def align(self) -> bool:
-        """Whether a term compares the student with the teacher."""
+        """Whether any term of Eq. 5 is computed."""
         return any(self.alignment.values())
 
     @property
     def align_images(self) -> bool:
-        """Whether a term compares the student's image with the teacher's."""
+        """Whether any term compares decoded images of student and teacher."""
         return bool(self.identity or self.swd or self.images)
 
     @property
     def needs_images(self) -> bool:
-        """Whether a term needs the student's image."""
+        """Whether any term uses the student's decoded images."""
         return bool(self.critics) or self.align_images
 
     @property
     def backbones(self) -> tuple[str, ...]:
-        """The backbones that extract features of the student's image, in the order in which they run."""
+        """Names of the backbones that extract features of the student's images, in the order in which they run."""
         return tuple(sorted({*self.critics, *(("clip",) if self.identity else ())}))
 
 
-def schedule_of(settings: TrainSettings) -> LossSchedule:
-    """The schedule of these settings."""
+def loss_schedule(settings: TrainSettings) -> LossSchedule:
+    """The schedule that the settings image_every and critic_every define."""
     return LossSchedule(settings.image_every, settings.critic_every)
 
 
 def weights_at(settings: TrainSettings, step: int) -> TermWeights:
-    """The weights of the student's loss in iteration `step`, from 0 on."""
-    s, schedule = settings, schedule_of(settings)
+    """The weights of the student's loss in iteration `step`, counted from 0."""
+    s, schedule = settings, loss_schedule(settings)
     images = s.aligns and schedule.has_images(step)
     registered = s.extra_loss_weights if s.aligns else {}
     return TermWeights(

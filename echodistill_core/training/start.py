@@ -1,4 +1,4 @@
-"""Where a run begins: at the base models, or at adapters that were trained before (teacher-first)."""
+"""The initial values of a run's roles: the base models, or adapters of an earlier training (teacher-first)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..adapter.apply import check_fit, fitting_deltas
+from ..adapter.apply import check_fit, checked_unet_deltas
 from ..adapter.file import Adapter, read_adapter
 from ..errors import InputError
 from ..messages import quoted
@@ -22,10 +22,12 @@ from .trainable import trained_names
 
 @dataclass(frozen=True)
 class Start:
-    """What one role begins from, in diffusers' names.
+    """The initial values of one role, under diffusers' parameter names.
 
-    rows: the placeholder's embeddings (vectors, width). deltas: parameter -> difference to the base, float32; factors:
-    parameter -> (up, down), in place of deltas where low-rank updates go on as such.
+    token_embeddings: of the placeholder, (vectors, width), float32.
+    deltas: parameter -> weight difference to the base model, float32.
+    factors: parameter -> (up (out, rank), down (rank, in)) of low-rank updates that are trained further; deltas is
+    then empty.
     """
 
     token_embeddings: Tensor
@@ -33,15 +35,14 @@ class Start:
     factors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-def start_files(places: Sequence[str | Path]) -> dict[str, Path]:
-    """The adapter file of each role that run folders (their latest finished stage) and adapter files name.
+def start_files(paths: Sequence[str | Path]) -> dict[str, Path]:
+    """Role -> adapter file to start from. paths: adapter files, or run folders, whose latest finished stage counts.
 
-    Raises InputError for what is neither, a run that is not finished, and a role that is named twice.
+    Raises InputError for a path that is neither, for a run without a finished stage, and for two files of one role.
     """
     files: dict[str, Path] = {}
-    for place in map(Path, places):
-        found = _files_of_run(place) if place.is_dir() else [place]
-        for path in found:
+    for given in map(Path, paths):
+        for path in _files_of_run(given) if given.is_dir() else [given]:
             role = read_adapter(path).role
             if role in files:
                 raise InputError(f"both {files[role]} and {path} are for the {role} to begin from; give one of them.")
@@ -60,11 +61,11 @@ def _files_of_run(folder: Path) -> list[Path]:
 
 
 def read_start(files: Mapping[str, Path], family: Family, settings: TrainSettings) -> dict[str, Start]:
-    """What the roles begin from, checked against the run that is to begin there. files: role -> adapter file.
+    """Role -> initial values, read from adapter files and checked against the run. files: role -> adapter file.
 
-    Where a role learns, its file may change no other weights than `trainable` lets learn, and a low-rank run goes on
-    with low-rank updates of its own rank; a teacher with teacher_weight 0 wears whatever its file holds.
-    Raises InputError naming the file and what does not fit: role, base model, concept, weights.
+    A role that learns accepts an adapter only of the parameters that `trainable` trains; with trainable lora, only
+    low-rank updates of rank lora_rank. A teacher with teacher_weight 0 accepts any adapter of its model.
+    Raises InputError, naming file and mismatch, if role, base model, concept or parameters do not fit the run.
     """
     start = {role: _read(path, role, family, settings) for role, path in files.items()}
     if settings.share_text_encoder and len(start) == 2:
@@ -72,16 +73,16 @@ def read_start(files: Mapping[str, Path], family: Family, settings: TrainSetting
         if not torch.equal(teacher, student):
             raise InputError(
                 f"{files['teacher']} and {files['student']} hold different tokens, but the run is to share one; "
-                "begin from the teacher's alone, or give each its own with --no-share-text-encoder."
+                "begin from the teacher's alone, or turn sharing off with --no-share-text-encoder."
             )
     return start
 
 
 def apply_deltas(unet: nn.Module, deltas: Mapping[str, Tensor]) -> None:
-    """Add differences to a frozen UNet for good; Family.restore takes them off again."""
+    """Add weight differences to the parameters of a frozen UNet, which become float32. Family.restore undoes it."""
     for name, delta in deltas.items():
         path, _, leaf = name.rpartition(".")
-        # In float32, to be cast with the rest: differences can be finer than the precision of the model.
+        # Added before the UNet is cast down: a difference can be below the resolution of its precision.
         value = unet.get_parameter(name).detach().float()
         setattr(unet.get_submodule(path), leaf, nn.Parameter(value + delta.to(value), requires_grad=False))
 
@@ -90,7 +91,7 @@ def _read(path: Path, role: str, family: Family, settings: TrainSettings) -> Sta
     denoiser = family.student if role == "student" else family.teacher
     if denoiser is None:
         raise InputError(
-            f"{path} is what the teacher is to begin from, but no teacher was loaded; give its checkpoint."
+            f"{path} is an adapter for the teacher to begin from, but no teacher was loaded; give its checkpoint."
         )
     adapter = read_adapter(path)
     check_fit(adapter, family, denoiser, role, remedy="begin from an adapter of these models, or choose its own")
@@ -98,33 +99,34 @@ def _read(path: Path, role: str, family: Family, settings: TrainSettings) -> Sta
         if found != getattr(settings, name):
             raise InputError(
                 f"{path} was trained with {name} {quoted(found)}, but this run has {getattr(settings, name)!r}; a run "
-                "that begins from an adapter goes on with its concept: use the same."
+                "that begins from an adapter must have the adapter's concept: use the same value."
             )
     if len(adapter.token_embeddings) != settings.vectors:
         raise InputError(
-            f"{path} has {len(adapter.token_embeddings)} token rows, but setting vectors is "
-            f"{settings.vectors}; use the same."
+            f"{path} has {len(adapter.token_embeddings)} token embeddings, but setting vectors is "
+            f"{settings.vectors}; use the same number."
         )
-    deltas = fitting_deltas(adapter, family, denoiser.unet.state_dict())
+    deltas = checked_unet_deltas(adapter, family, denoiser.unet.state_dict())
     if role == "teacher" and not settings.teaches:
         return Start(adapter.token_embeddings, deltas)
-    return _for_learning(path, adapter, deltas, denoiser, family, settings)
+    return _trainable_start(path, adapter, deltas, denoiser, family, settings)
 
 
-def _for_learning(
+def _trainable_start(
     path: Path, adapter: Adapter, deltas: dict[str, Tensor], denoiser: Denoiser, family: Family, settings: TrainSettings
 ) -> Start:
+    """The initial values of a role that learns. Raises InputError if the adapter does not fit `trainable`."""
     trained = trained_names(denoiser.unet, settings.trainable)
-    others = sorted(deltas.keys() - set(trained))
-    if others:
+    frozen = sorted(deltas.keys() - set(trained))
+    if frozen:
         raise InputError(
-            f"{path} changes {others[0]}, which does not learn with trainable {settings.trainable}; use the setting it "
+            f"{path} changes {frozen[0]}, which does not learn with trainable {settings.trainable}; use the setting it "
             "was trained with, or full."
         )
     if not settings.trainable.startswith("lora") or not deltas:
         return Start(adapter.token_embeddings, deltas)
-    here = {there: name for name, there in layout.unet_names(trained, family.architecture).items()}
-    factors = {here[there]: pair for there, pair in adapter.factors.items()}
+    diffusers_names = {in_file: name for name, in_file in layout.unet_names(trained, family.architecture).items()}
+    factors = {diffusers_names[name]: pair for name, pair in adapter.factors.items()}
     for name, delta in deltas.items():
         rank = min(settings.lora_rank, *delta.shape)
         if name not in factors or factors[name][0].shape[1] != rank:

@@ -1,4 +1,4 @@
-"""Everything that changes while a run trains, by what it is for: what learns, the random numbers, how it computes."""
+"""The state of a run in memory: trained parameters with their optimisers, random generators, and compute options."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ from .trainable import TrainedWeights
 
 @dataclass
 class Trainables:
-    """What the optimisers step. A player is "teacher", "student" or "critics", each with an optimiser of its own.
+    """The trained parameters and their optimisers.
 
-    weights: of the UNets that learn, by role. token_embeddings: the placeholder's (vectors, width) as each role reads
-    them; one and the same parameter where the text encoder is shared. critics: heads by backbone.
+    A player is "teacher", "student" or "critics"; each has its own optimiser. A role is "teacher" or "student".
+
+    weights: role -> trained parameters of its UNet; roles that do not learn are absent.
+    token_embeddings: role -> embeddings (vectors, width) of the placeholder; one shared parameter for both roles if
+    the text encoder is shared.
+    critics: backbone -> trained head. optimizers: player -> optimiser.
     """
 
     weights: dict[str, TrainedWeights]
@@ -35,11 +39,13 @@ class Trainables:
     optimizers: dict[str, torch.optim.AdamW]
 
     def parameters(self, player: str) -> list[nn.Parameter]:
-        """The parameters that the player's optimiser steps: float32 masters."""
+        """The float32 parameters that the player's optimiser updates."""
         return [p for group in self.optimizers[player].param_groups for p in group["params"]]
 
     def grad_inputs(self, player: str) -> list[nn.Parameter]:
-        """The tensors that the player's losses are differentiated with respect to: see TrainedWeights.working."""
+        """The tensors for which backward computes the player's gradients: working copies (TrainedWeights.working) of
+        the UNet's parameters, and token embeddings.
+        """
         weights = self.weights.get(player)
         if weights is None:
             return self.parameters(player)
@@ -47,7 +53,10 @@ class Trainables:
         return [*weights.working.values(), *embeddings]
 
     def step(self, player: str, max_norm: float) -> Tensor:
-        """Clip the player's gradients to this norm (0 does not clip) and step. Returns the norm before clipping."""
+        """One optimiser step of a player; its gradients are clipped to max_norm (L2; 0 turns clipping off) and reset.
+
+        Returns the gradient norm before clipping, a scalar on the device.
+        """
         weights, optimizer = self.weights.get(player), self.optimizers[player]
         if weights is not None:
             weights.grads_to_master()
@@ -59,7 +68,7 @@ class Trainables:
         return norm.detach()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that learns, by its name in a checkpoint. Shared embeddings are listed once."""
+        """Checkpoint name -> trained tensor, detached, sharing memory. Shared token embeddings are listed once."""
         tensors: dict[str, Tensor] = {}
         for role, weights in self.weights.items():
             tensors.update({f"{role}/{n}": p.detach() for n, p in weights.parameters.items()})
@@ -71,7 +80,7 @@ class Trainables:
         return tensors
 
     def check_finite(self, step: int) -> None:
-        """Raise DivergedError naming the first tensor that is not finite after `step`."""
+        """Raise DivergedError, naming tensor and step, if a trained tensor holds NaN or infinity."""
         tensors = self.tensors()
         finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).tolist()
         for name, is_finite in zip(tensors, finite, strict=True):
@@ -81,17 +90,17 @@ class Trainables:
 
 @dataclass
 class RandomStreams:
-    """A run's random numbers. All generators are on the CPU, so that a seed draws the same numbers on every device.
+    """A run's random generators. All are on the CPU, so that a seed gives the same numbers on every device.
 
-    data    drawn by batches.TrainingImages: which set, view, mirroring, and the noise of the VAE's posterior
-    noise   drawn by an iteration in this order, each where its term is on:
-              teacher: n and t of Eq. 1; student: n and t of Eq. 1; n of its one-step image; t of the teacher's target;
-              directions of MS-SWD
-    prior   n and t of Eq. 1 on class images, and those images' views; present where prior preservation is on
+    data    batches.TrainingImages: choice of image set, augmentation, mirroring, noise of the VAE's posterior
+    noise   steps.iterate, in this order, each only if its term is active:
+              1. teacher: n, t of Eq. 1              4. student: t of the teacher's target
+              2. student: n, t of Eq. 1              5. student: projection directions of MS-SWD
+              3. student: n of its one-step image
+    prior   n and t of Eq. 1 on class images, and their augmentation; absent without prior preservation
 
-    Initial values (low-rank updates, critic heads), previews, samples and pools use generators of their own seeds
-    (build.new_state, samples, echo, prior) and do not change these three. The order of images is a function of seed
-    and step (concept.prompts.epoch_order).
+    Initial values (low-rank updates, critic heads), previews and pools use separate generators and do not perturb
+    these three. The order of images is a function of seed and step (concept.prompts.epoch_order).
     """
 
     generators: dict[str, torch.Generator]
@@ -100,7 +109,7 @@ class RandomStreams:
         return self.generators[stream]
 
     def normal(self, shape: Sequence[int], stream: str = "noise") -> Tensor:
-        """Unit noise of this shape, float32 on the CPU."""
+        """Standard normal numbers of this shape, float32 on the CPU."""
         return torch.randn(*shape, generator=self[stream])
 
     def timesteps(self, total: int, count: int, stream: str = "noise") -> Tensor:
@@ -112,8 +121,9 @@ class RandomStreams:
 class TrainState:
     """One run in memory.
 
-    prior: class images by the role that they are for (training.prior). started: the roles that began from an adapter
-    (training.start).
+    prior: role -> its class images (training.prior); empty without prior preservation.
+    started: the roles that start from an adapter (training.start).
+    stage: "distil" or "echo". step: iterations of the stage that are done.
     """
 
     settings: TrainSettings
@@ -131,25 +141,26 @@ class TrainState:
 
     @property
     def device(self) -> torch.device:
-        """The device of all networks."""
+        """The device on which the networks run."""
         return self.family.device
 
     @property
     def shares_token(self) -> bool:
-        """Whether teacher and student read one and the same token."""
+        """Whether teacher and student share the token embeddings."""
         return self.trainables.token_embeddings["student"] is self.trainables.token_embeddings["teacher"]
 
     def denoiser(self, role: str) -> Denoiser:
-        """The role's UNet with its schedule."""
+        """The UNet of a role with its noise schedule. The family must have it."""
         found = self.family.student if role == "student" else self.family.teacher
         assert found is not None
         return found
 
     def condition(self, prompts: Sequence[str], role: str, *, learns: bool = True) -> TextConditioning:
-        """tau(y) of B prompts as this role reads them.
+        """tau(prompt) of B prompts, with the token embeddings of this role.
 
-        Gradients reach the role's token embeddings where they are on, `learns` holds, and the role's own loss trains
-        them: where the token learns from the teacher, the student reads it and may not change it.
+        learns: whether gradients may reach the token embeddings. They do so only if gradients are enabled and the
+        role's own optimiser updates the embeddings. A shared token that the teacher trains gets no gradient from the
+        student's losses.
         """
         embeddings = self.trainables.token_embeddings[role]
         trains = learns and any(embeddings is parameter for parameter in self.trainables.grad_inputs(role))
@@ -157,14 +168,14 @@ class TrainState:
             return self.compute.map(lambda part: self.family.condition(part, embeddings), prompts)
 
     def unconditional(self, count: int) -> TextConditioning:
-        """The conditioning of `count` empty prompts; computed once, since nothing in it learns."""
+        """The conditioning of `count` empty prompts. It has no trained part and is computed once."""
         if self._unconditional is None:
             with torch.no_grad():
                 self._unconditional = self.family.condition([""])
         return self._unconditional.expand(count)
 
     def draw_noise(self, batch: Batch, stream: str = "noise") -> Tensor:
-        """Unit noise of a batch's latents, (B, 4, h, w), on the device."""
+        """Unit noise in the shape of a batch's latents, (B, 4, h, w), float32 on the device."""
         shape = (len(batch), self.family.latent_channels, *batch.mask.shape[-2:])
         return to_device(self.random.normal(shape, stream), self.device)
 
@@ -173,17 +184,19 @@ class TrainState:
         return to_device(self.random.timesteps(schedule.timesteps, count, stream), self.device)
 
     def draw_directions(self, batch: Batch) -> list[Tensor]:
-        """MS-SWD's random directions for a batch's images, one tensor a level, on the device."""
+        """Random projection directions of MS-SWD: a tensor (P, 3, patch, patch) per pyramid level, on the device."""
         s, side = self.settings, batch.pixels.shape[-1]
         drawn = draw_directions(side, side, self.random["noise"], levels=s.swd_levels, projections=s.swd_projections)
         return [to_device(directions, self.device) for directions in drawn]
 
-    def by_view(
+    def cached_by_view(
         self, kind: str, views: Sequence[Hashable], pixels: Tensor, function: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """function(pixels), (B, ...). Where every view has a name, each view is computed once, alone, and kept.
+        """function(pixels), (B, ...), with a cache over views that recur.
 
-        Alone, so that the result does not depend on the batch in which a view came first.
+        kind: name of the function in the cache's key. views: a key for each image; None for an augmented
+        image that never recurs. If any is None, the batch is computed as a whole and nothing is cached. Otherwise each
+        view is computed once, in a batch of one, so that the result does not depend on the batch it first appears in.
         """
         if None in views:
             return function(pixels)

@@ -1,10 +1,15 @@
 """Algorithm 1 of EchoDistill: the teacher's, the student's and the critics' step of one iteration.
 
-Symbols: z latents (B, 4, h, w); x images (B, 3, H, W) in [-1, 1]; n unit noise; t timesteps (B,); y text conditioning
-tau(prompt); f features (B, d); L losses. Suffix _s is the student's, _t the teacher's.
+    1. teacher_step   update the teacher and the token by Eq. 1, on the photographs
+    2. student_step   update the student by Eq. 5 and 6, on images that it generates in one step
+    3. critic_step    update the critics' heads by Eq. 7, on the photographs and those images
 
-Each step differentiates with respect to the parameters of its own optimiser only (`inputs=`), so that no loss reaches
-another player's gradients. Random numbers are drawn for the whole batch, so that micro-batches do not change them.
+Symbols: z latents (B, 4, h, w); x images (B, 3, H, W) in [-1, 1]; n unit noise (B, 4, h, w); t timesteps (B,) in
+0..T-1; y = tau(prompt) text conditioning; f features (B, d); L losses. The suffix _s means the student's, _t the
+teacher's.
+
+Each step computes gradients for the parameters of its own optimiser only (`inputs=` of backward). Random numbers are
+drawn for the whole batch, so they do not depend on the size of micro-batches.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ from ..models.conditioning import TextConditioning
 from ..models.family import Denoiser
 from ..settings import TrainSettings
 from .batches import Batch
-from .compute import cut
+from .compute import Cut
 from .schedule import TermWeights, weights_at
 from .state import TrainState
 
@@ -40,9 +45,9 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TeacherTarget:
-    """The teacher's output that the student follows.
+    """The target of the alignment losses (Eq. 5).
 
-    latents: (B, 4, h, w), the teacher's x0 estimate of the student's latents. weight: c(t) of Eq. 5, (B,).
+    latents: (B, 4, h, w), the teacher's x0 estimate of the student's latents. weight: c(t), (B,) in [0, 1].
     """
 
     latents: Tensor
@@ -50,16 +55,16 @@ class TeacherTarget:
 
     @staticmethod
     def none(noise: Tensor) -> TeacherTarget:
-        """No target: c(t) = 0."""
+        """A target without effect: c(t) = 0 for every image of the noise (B, 4, h, w)."""
         return TeacherTarget(noise, noise.new_zeros(len(noise)))
 
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """The student's output of an iteration, without a graph.
+    """The student's output of an iteration, detached.
 
-    latents: (B, 4, h, w). pixels: (B, 3, H, W) in [-1, 1], None where no term needs the image.
-    features: of the image, (B, d), by critic.
+    latents: (B, 4, h, w). pixels: decoded images (B, 3, H, W), nominally in [-1, 1]; None if no loss term needs them.
+    features: critic -> features (B, d) of the images.
     """
 
     latents: Tensor
@@ -68,7 +73,7 @@ class StudentOutput:
 
     @staticmethod
     def cat(parts: Sequence[StudentOutput]) -> StudentOutput:
-        """The output of all micro-batches in order."""
+        """Concatenate the outputs of micro-batches, in order."""
         pixels = [part.pixels for part in parts if part.pixels is not None]
         features = {k: torch.cat([part.features[k] for part in parts]) for k in parts[0].features}
         return StudentOutput(
@@ -77,14 +82,14 @@ class StudentOutput:
 
 
 def iterate(state: TrainState, batch: Batch) -> Losses:
-    """One iteration of Algorithm 1: the steps of all players. Returns all losses, scalars on the device."""
+    """One iteration of Algorithm 1: every player's step. Returns the losses by name, scalars on the device."""
     losses = teacher_step(state, batch)
     student_losses, output = student_step(state, batch)
     return losses | student_losses | critic_step(state, batch, output)
 
 
 def teacher_step(state: TrainState, batch: Batch) -> Losses:
-    """Step 1: the teacher, and with it the token, learns the photographs (Eq. 1). Empty where the teacher is frozen."""
+    """Step 1: update the teacher and the token by Eq. 1. Returns the losses; none if the teacher is frozen."""
     s = state.settings
     if not s.teaches or not state.trainables.parameters("teacher"):
         return {}
@@ -93,13 +98,17 @@ def teacher_step(state: TrainState, batch: Batch) -> Losses:
 
 
 def student_step(state: TrainState, batch: Batch) -> tuple[Losses, StudentOutput | None]:
-    """Step 2: the student follows the teacher (Eq. 5) and passes the critics (Eq. 6) with an image made in one step.
+    """Step 2: update the student by Eq. 5 (alignment with the teacher) and Eq. 6 (adversarial).
 
-        L = lambda_align c(t) (w_id L_id + w_mse L_mse + w_swd L_swd) + lambda_adv sum_k w_k L_adv,k
+        n ~ N(0, I)              z_s = one_step(student, n, y)          z_t = teacher_target(z_s)
+        x_s = D(z_s)             x_t = D(z_t)
+        L = lambda_align mean_B[c(t) (w_id L_id + w_mse L_mse + w_swd L_swd)] + lambda_adv sum_k w_k L_adv,k
 
-    The terms that need a network run backward before the next network runs (compute.Cut), so that the activations of
-    one network exist at a time.
-    Returns the losses, and the student's output; None where no term of this iteration needs an output.
+    Registered loss terms are further summands of the alignment. With student_reconstruction_weight, Eq. 1 is added.
+
+    Losses run backward to x_s or z_s only (compute.Cut). Each network's backward pass therefore ends before the next
+    network runs, and the activations of one network exist at a time.
+    Returns the losses by name and the student's output; None for the output if the iteration has no term of Eq. 5 or 6.
     """
     s, w, run, family = state.settings, weights_at(state.settings, state.step), state.compute, state.family
     losses = Losses()
@@ -113,7 +122,7 @@ def student_step(state: TrainState, batch: Batch) -> tuple[Losses, StudentOutput
 
     n = state.draw_noise(batch)
     y = state.condition(batch.student_prompts, "student")
-    z = cut(run.generate(partial(one_step, family.student), n, y))
+    z = Cut(run.generate(partial(one_step, family.student), n, y))
     target = teacher_target(state, batch, z.leaf.detach(), n, y) if w.align else TeacherTarget.none(n)
     directions = state.draw_directions(batch) if w.swd else []
     outputs = []
@@ -123,7 +132,7 @@ def student_step(state: TrainState, batch: Batch) -> tuple[Losses, StudentOutput
         features: Losses = {}
         if w.needs_images:
             x_t, f_t = _teacher_image(state, z_t, w)
-            x = cut(run.decode(family, z_s))
+            x = Cut(run.decode(family, z_s))
             for k in w.backbones:
                 f, loss = extract_features(state, k, x.leaf), n.new_zeros(())
                 if k == "clip" and w.identity:
@@ -149,19 +158,22 @@ def student_step(state: TrainState, batch: Batch) -> tuple[Losses, StudentOutput
         if w.needs_images:
             x.flush([z.leaf])
         outputs.append(StudentOutput(z_s.detach(), x.leaf.detach() if w.needs_images else None, features))
-        _log(losses, L, w, c, share)
+        _accumulate(losses, L, w, c, share)
     z.flush(state.trainables.grad_inputs("student"))
     return _student_update(state, losses), StudentOutput.cat(outputs)
 
 
 def critic_step(state: TrainState, batch: Batch, output: StudentOutput | None) -> Losses:
-    """Step 3: each critic's head learns to tell photographs from the student's images (Eq. 7). Empty without one."""
+    """Step 3: update the critics' heads by Eq. 7. Returns the losses; none in iterations without adversarial losses.
+
+    output: of `student_step` in the same iteration.
+    """
     critics = weights_at(state.settings, state.step).critics
     if output is None or not critics:
         return {}
     losses = Losses()
     for k in critics:
-        real = state.compute.map(partial(_features_of_photographs, state, k), batch.real_views, batch.real)
+        real = state.compute.map(partial(_real_features, state, k), batch.real_views, batch.real)
         head = state.trainables.critics[k]
         loss = critic_loss(head(real), head(output.features[k]))
         loss.backward(inputs=list(head.parameters()))
@@ -171,17 +183,23 @@ def critic_step(state: TrainState, batch: Batch, output: StudentOutput | None) -
 
 
 def one_step(denoiser: Denoiser, noise: Tensor, text: TextConditioning) -> Tensor:
-    """The one-step map: z = (n - sqrt(1 - abar) eps(n, T-1, y)) / sqrt(abar) of noise (B, 4, h, w), abar at T-1."""
+    """Latents (B, 4, h, w) of noise n (B, 4, h, w), generated in one step: the x0 estimate at T-1 of z_{T-1} = n.
+
+    z = (n - sqrt(1 - abar_{T-1}) eps(n, T-1, y)) / sqrt(abar_{T-1}) for a denoiser that predicts epsilon.
+    """
     t = timesteps_like(denoiser.schedule.timesteps - 1, noise)
     return denoiser.schedule.to_x0(denoiser.predict(noise, t, text), noise, t)
 
 
 @torch.no_grad()
 def teacher_target(state: TrainState, batch: Batch, z_s: Tensor, n: Tensor, y_s: TextConditioning) -> TeacherTarget:
-    """The teacher's x0 estimate of the student's latents z_s, re-noised to t ~ U{0..T-1} with the same noise n.
+    """The teacher's x0 estimate of the student's latents, with classifier-free guidance s:
 
-    One evaluation with classifier-free guidance. y_s: the conditioning that the student read; the teacher reads its own
-    where each has a token of its own.
+        t ~ U{0..T-1}                       z = sqrt(abar_t) z_s + sqrt(1 - abar_t) n
+        e = e(z, t, "") + s (e(z, t, y) - e(z, t, ""))              z_t = to_x0(e, z, t)
+
+    z_s: (B, 4, h, w), detached. n: the noise (B, 4, h, w) from which the student generated z_s. y_s: the student's
+    conditioning. The teacher uses it too if both share the token, and otherwise its own conditioning of the prompts.
     """
     s, teacher, schedule = state.settings, state.denoiser("teacher"), state.denoiser("teacher").schedule
     t = state.draw_timesteps(schedule, len(batch))
@@ -198,25 +216,35 @@ def teacher_target(state: TrainState, batch: Batch, z_s: Tensor, n: Tensor, y_s:
 
 
 def extract_features(state: TrainState, backbone: str, images: Tensor) -> Tensor:
-    """A backbone's features (B, d) of images (B, 3, H, W) in [-1, 1], normalised as the settings say."""
+    """Features (B, d) of images (B, 3, H, W) in [-1, 1]; `backbone_normalisation` decides on the input's range."""
     return state.backbones[backbone](images, normalise=state.settings.backbone_normalisation)
 
 
 def reconstruct(state: TrainState, role: str, batch: Batch, weight: float) -> Losses:
-    """Differentiate weight * (Eq. 1 + prior_weight * Eq. 1 of class images; Ruiz et al. 2023) of this role."""
+    """Add the gradient of weight * (L_rec + prior_weight * L_prior) to the role's parameters. Returns both losses.
+
+    L_rec is Eq. 1 on the photographs. L_prior is Eq. 1 on class images (prior preservation, Ruiz et al. 2023); it is
+    present for the roles in `settings.prior_roles`.
+    """
     s = state.settings
-    losses = {f"recon_{role}": _eq_1(state, role, batch, weight)}
+    losses = {f"recon_{role}": _reconstruction_backward(state, role, batch, weight)}
     if role in s.prior_roles:
         images = state.prior[role].draw(state.step, state.random["prior"]).to(state.device)
-        losses[f"prior_{role}"] = _eq_1(state, role, images, weight * s.prior_weight, prior=True)
+        losses[f"prior_{role}"] = _reconstruction_backward(state, role, images, weight * s.prior_weight, prior=True)
     return losses
 
 
-def _eq_1(state: TrainState, role: str, batch: Batch, weight: float, *, prior: bool = False) -> Tensor:
-    """Differentiate weight * Eq. 1: |target - UNet(z_t, t, y)|^2 over the valid region, t ~ U{0..T-1}; a scalar.
+def _reconstruction_backward(
+    state: TrainState, role: str, batch: Batch, weight: float, *, prior: bool = False
+) -> Tensor:
+    """Add the gradient of weight * L to the role's parameters, and return L of Eq. 1, a scalar without a graph:
 
-    prior: of class images. Their captions lack the placeholder, so the token gets no gradient; their random numbers
-    come from the generator "prior".
+        L = mean |target(z, n, t) - UNet(sqrt(abar_t) z + sqrt(1 - abar_t) n, t, y)|^2     over the mask's valid region
+
+    z: a sample of the VAE's posterior of the images. n ~ N(0, I), t ~ U{0..T-1}. target: the UNet's prediction target,
+    epsilon or v.
+    prior: the batch holds class images. Their captions lack the placeholder, so the token gets no gradient. Their
+    noise and timesteps come from the generator "prior".
     """
     denoiser, schedule = state.denoiser(role), state.denoiser(role).schedule
     inputs = state.trainables.grad_inputs(role)
@@ -226,7 +254,7 @@ def _eq_1(state: TrainState, role: str, batch: Batch, weight: float, *, prior: b
     total = torch.zeros((), device=state.device)
     for part, share in state.compute.microbatches(len(batch)):
         with torch.no_grad():
-            posterior = state.by_view("vae", batch.views[part], batch.pixels[part], state.family.posterior)
+            posterior = state.cached_by_view("vae", batch.views[part], batch.pixels[part], state.family.posterior)
         z = state.family.scaled(posterior, batch.posterior_noise[role][part])
         z_noisy = schedule.add_noise(z, n[part], t[part])
         y = state.condition(batch.prompts[part], role, learns=not prior)
@@ -240,31 +268,34 @@ def _eq_1(state: TrainState, role: str, batch: Batch, weight: float, *, prior: b
 
 @torch.no_grad()
 def _teacher_image(state: TrainState, z_t: Tensor, w: TermWeights) -> tuple[Tensor, Tensor]:
-    """The teacher's image (B, 3, H, W) and its CLIP features (B, d); empty tensors where no term needs them."""
+    """The teacher's decoded images (B, 3, H, W) and their CLIP features (B, d); empty tensors if no term uses them."""
     x_t = state.compute.decode(state.family, z_t) if w.align_images else z_t.new_empty(0)
     return x_t, extract_features(state, "clip", x_t) if w.identity else z_t.new_empty(0)
 
 
 @torch.no_grad()
-def _features_of_photographs(state: TrainState, critic: str, views: tuple[Hashable, ...], real: Tensor) -> Tensor:
-    """Features (B, d) of the images that a critic takes for real; computed once for views that come again."""
-    return state.by_view(critic, views, real, partial(extract_features, state, critic))
+def _real_features(state: TrainState, critic: str, views: tuple[Hashable, ...], real: Tensor) -> Tensor:
+    """A critic's features (B, d) of real images (B, 3, H, W); cached for views that recur (TrainState)."""
+    return state.cached_by_view(critic, views, real, partial(extract_features, state, critic))
 
 
 def _as_swd_input(settings: TrainSettings, images: Tensor) -> Tensor:
-    """Images in [-1, 1] in the range that MS-SWD is given: its own, [0, 1], or unchanged as in the reference."""
+    """Map images from [-1, 1] to [0, 1] if swd_unit_range is on. The reference implementation passes [-1, 1]."""
     return (images + 1) / 2 if settings.swd_unit_range else images
 
 
 def _student_update(state: TrainState, losses: Losses) -> Losses:
-    """Step the student's optimiser where a loss was differentiated. Returns the losses with the gradient's norm."""
+    """Step the student's optimiser if there are losses. Returns the losses and the gradient norm before clipping."""
     if not losses or not state.trainables.parameters("student"):
         return losses
     return {**losses, "grad_norm_student": state.trainables.step("student", state.settings.grad_clip)}
 
 
-def _log(losses: Losses, L: Losses, w: TermWeights, c: Tensor, share: float) -> None:
-    """Add a micro-batch's terms L to the losses, and Eq. 5 as a whole in iterations that compute all of its terms."""
+def _accumulate(losses: Losses, L: Losses, w: TermWeights, c: Tensor, share: float) -> None:
+    """Add the terms L of a micro-batch to the iteration's losses, weighted by its share of the batch.
+
+    Iterations that compute every term of Eq. 5 also get their weighted sum, as "alignment".
+    """
     eq_5 = {k: w_k for k, w_k in w.alignment.items() if k in L}
     logged = {k: L[k].mean() for k in eq_5}
     if w.is_complete and eq_5:

@@ -1,4 +1,4 @@
-"""Which of a UNet's weights learn: cross-attention keys and values, all of them, or low-rank updates."""
+"""The trained parameters of a UNet: cross-attention keys and values, all weights, or low-rank updates."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def trained_names(unet: nn.Module, trainable: str) -> list[str]:
-    """Names of the parameters that `trainable` (settings.TRAINABLE) lets learn, sorted.
+    """Sorted names of the UNet's parameters that `trainable`, one of settings.TRAINABLE, selects.
 
-    Not in the UNet's own order, by which a checkpoint's moments would be told apart: taking low-rank updates out again
-    leaves a layer's weight behind its bias.
+    A checkpoint identifies AdamW's moments by this order. The UNet's own order would not do: removing low-rank updates
+    moves a layer's weight behind its bias.
     """
     kind = trainable.removesuffix("+token")
     names = sorted(n for n, _ in unet.named_parameters())
@@ -32,7 +32,9 @@ def trained_names(unet: nn.Module, trainable: str) -> list[str]:
 
 
 class LowRank(nn.Module):
-    """W + up @ down (LoRA, Hu et al. 2021, with alpha = rank): up starts at 0, so training starts at W."""
+    """A parametrization W + up @ down (LoRA, Hu et al. 2021, with alpha = rank). up (out, rank) starts at 0, down
+    (rank, in) at N(0, 1/rank^2).
+    """
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -43,23 +45,25 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(out_features, rank, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The effective weight."""
+        """The effective weight (out, in), in the dtype of `weight`."""
         return weight + (self.up @ self.down).to(weight.dtype)
 
 
 class TrainedWeights:
-    """The parameters of one UNet that learn, as float32 whatever precision the rest computes in.
+    """The trained parameters of one UNet, with float32 master copies (Micikevicius et al. 2018).
 
-    parameters: name -> parameter, in a fixed order; these are what an optimiser steps and a checkpoint holds.
-    working: what the UNet computes with and a loss is differentiated with respect to: the same, or copies of them in
-    the UNet's precision. `install` puts them into the UNet; Family.restore takes them out again.
+    parameters: name -> float32 master, in a fixed order; optimisers update these and checkpoints store them.
+    working: name -> the parameter in the UNet, for which backward computes gradients: the master itself, or its copy in
+    the UNet's precision.
+    base: name -> weight before training, in the precision it was loaded in.
+    `install` puts the working parameters into the UNet; `Family.restore` removes them.
     """
 
     def __init__(self, unet: UNet2DConditionModel, trainable: str, rank: int, generator: torch.Generator) -> None:
         self.unet = unet
         self.is_low_rank = trainable.startswith("lora")
         names = trained_names(unet, trainable)
-        # Held in the precision they came in: the frozen part may be cast down after this.
+        # Cloned before the UNet is cast down.
         self.base = {n: unet.get_parameter(n).detach().clone() for n in names}
         self.parameters: dict[str, nn.Parameter] = {}
         self.working: dict[str, nn.Parameter] = {}
@@ -72,9 +76,9 @@ class TrainedWeights:
                 self.parameters[name] = nn.Parameter(weight.float().clone())
 
     def load_initial(self, deltas: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Start from what was learned before: differences to the base, or a low-rank update's own (up, down).
+        """Set initial values of an earlier training: weight differences to `base`, or (up, down) of low-rank updates.
 
-        What `deltas` and `factors` say afterwards counts from the base, as if this were one and the same training.
+        The methods `deltas` and `factors` then return the difference of both trainings to `base`.
         """
         with torch.no_grad():
             for name, delta in deltas.items():
@@ -84,7 +88,7 @@ class TrainedWeights:
                 self._low_rank[name].down.copy_(down)
 
     def install(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Make the UNet compute with the trained parameters. Call after the UNet was moved and cast to these."""
+        """Put the trained parameters into the UNet. Call it after the UNet was moved to this device and dtype."""
         for parameter in self.parameters.values():
             parameter.data = parameter.data.to(device)
         if self.is_low_rank or dtype == torch.float32:
@@ -99,7 +103,7 @@ class TrainedWeights:
                 setattr(module, leaf, self.working[name])
 
     def grads_to_master(self) -> None:
-        """Hand the working copies' gradients to the parameters, in float32."""
+        """Move the gradients of the working copies to the masters, as float32."""
         if self.working is self.parameters:
             return
         for name, parameter in self.parameters.items():
@@ -108,19 +112,19 @@ class TrainedWeights:
 
     @torch.no_grad()
     def sync_from_master(self) -> None:
-        """Bring the working copies to where the parameters are; to be called whenever those have changed."""
+        """Copy the masters to the working copies. Call it after every change of the masters."""
         if self.working is not self.parameters:
             for name, parameter in self.parameters.items():
                 self.working[name].copy_(parameter)
 
     def deltas(self) -> dict[str, Tensor]:
-        """What was learned: effective weight minus the weight it started from, float32 on the CPU."""
+        """Name -> effective weight minus `base`, float32 on the CPU."""
         if self.is_low_rank:
             return {n: (u.up @ u.down).detach().float().cpu() for n, u in self._low_rank.items()}
         return {n: (p.detach() - self.base[n].to(p)).cpu() for n, p in self.parameters.items()}
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """(up, down) of every low-rank update, float32 on the CPU; empty for the other kinds."""
+        """Name -> (up, down) of the low-rank updates, float32 on the CPU; empty without low-rank updates."""
         return {n: (u.up.detach().cpu(), u.down.detach().cpu()) for n, u in self._low_rank.items()}
 
 

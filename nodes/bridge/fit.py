@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...echodistill_core.adapter.apply import check_base, check_role, other_base, other_layers
+from ...echodistill_core.adapter.apply import base_mismatch, block_mismatch, check_base, check_role
 from ...echodistill_core.adapter.file import Adapter
 from ...echodistill_core.models.checkpoint import read_checkpoint
 from ...echodistill_core.models.fingerprint import (
@@ -31,7 +31,7 @@ def check_fit(adapter: Adapter, model: Any, clip: Any, *, any_base: bool) -> str
     architecture = architecture_of(model)
     check_role(adapter, adapter.role, architecture.text_width)
     if any_base:
-        return other_base(adapter, keys_and_values(model, clip)) and other_base(
+        return base_mismatch(adapter, keys_and_values(model, clip)) and base_mismatch(
             adapter, keys_and_values(model, clip, patches=False)
         )
     name = f"{adapter.role} MODEL"
@@ -39,7 +39,9 @@ def check_fit(adapter: Adapter, model: Any, clip: Any, *, any_base: bool) -> str
         if adapter.metadata[key] != compute(model, clip):
             check_base(adapter, {key: compute(model, clip, patches=False)}, name, REMEDY)
     # Without patches first, because that needs no computation of patched weights.
-    return other_layers(adapter, _blocks(model, patches=False)) and other_layers(adapter, _blocks(model, patches=True))
+    return block_mismatch(adapter, _blocks(model, patches=False)) and block_mismatch(
+        adapter, _blocks(model, patches=True)
+    )
 
 
 def identity_of(models: Models) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...echodistill_core.concept.prompts import same_word
+from ...echodistill_core.concept.prompts import normalised_placeholder
 from ...echodistill_core.errors import InputError
 from ...echodistill_core.models.text import mean_embeddings, with_added_tokens
 from .weights import clip_name, embedding_table
@@ -31,7 +31,7 @@ def with_placeholder(clip: Any, placeholder: str, class_noun: str, token_embeddi
     outer = copy.copy(clip.tokenizer)
     inner = copy.copy(getattr(outer, name))
     existing = known_placeholders(clip)
-    if same_word(placeholder) in map(same_word, existing):
+    if normalised_placeholder(placeholder) in map(normalised_placeholder, existing):
         raise InputError(
             f"the placeholder {placeholder} is in use by another adapter on this CLIP; train one of the two with "
             "another placeholder."

@@ -3,7 +3,7 @@
 import torch
 
 from echodistill_core.adapter.apply import personalised
-from echodistill_core.adapter.file import Adapter, describe_run
+from echodistill_core.adapter.file import Adapter, run_metadata
 from echodistill_core.sampling import sample
 from echodistill_core.settings import TrainSettings, affecting_result
 
@@ -33,7 +33,7 @@ def drawn(*shape, seed=0, scale=1.0):
 
 def metadata(family, **settings):
     chosen = TrainSettings(**{"class_noun": "dog", **settings})
-    return describe_run(family, "student", affecting_result(chosen), "distil", 3)
+    return run_metadata(family, "student", affecting_result(chosen), "distil", 3)
 
 
 def make_adapter(family, seed=0, scale=0.1, **settings):

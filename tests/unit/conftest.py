@@ -46,11 +46,11 @@ from echodistill_core.training.build import needed_backbones, new_state
 
 # Modules whose tests need no model: `pytest -m fast tests/unit` takes under a minute on two cores.
 FAST = (
-    "adversarial", "cli_download", "cli_environment", "cli_flags", "color", "color_profiles", "compute",
-    "contents", "decoding", "demo_page", "demo_task", "diffusion", "eventlog", "extending_evaluation", "files",
-    "finding", "foreign", "jpeg_damage", "loss_schedule", "metrics", "ms_swd", "objectives", "old_logs", "photographs",
-    "pictures", "png_text", "project_files", "registry", "report", "run_pictures", "settings", "sheets", "statistics",
-    "tensorfile", "tensorfile_foreign", "tensorheader", "weightfiles", "world",
+    "adversarial", "cli_download", "cli_environment", "cli_flags", "color", "color_profiles", "compute", "contents",
+    "decoding", "demo_page", "demo_task", "diffusion", "eventlog", "extending_evaluation", "files", "finding",
+    "foreign", "jpeg_damage", "layers", "logs", "loss_schedule", "metrics", "ms_swd", "objectives", "old_logs",
+    "photographs", "pictures", "png_text", "project_files", "registry", "report", "run_pictures", "settings",
+    "sheets", "statistics", "tensorfile", "tensorfile_foreign", "tensorheader", "weightfiles", "world",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from echodistill_core.models.conditioning import TextConditioning
-from echodistill_core.training.compute import CheckpointedSequential, Compute, cut
+from echodistill_core.training.compute import CheckpointedSequential, Compute, Cut
 
 
 def normal(*shape, seed=0):
@@ -16,7 +16,7 @@ def test_flush_sends_the_sum_of_the_collected_gradients_upstream():
     w, a, b = normal(3).requires_grad_(), normal(3, seed=1), normal(3, seed=2)
     ((a * w.sin()).sum() + (b * w.sin()).pow(2).sum()).backward()
     expected, w.grad = w.grad, None
-    x = cut(w.sin())
+    x = Cut(w.sin())
     x.backward((a * x.leaf).sum())
     assert w.grad is None
     x.backward((b * x.leaf).pow(2).sum())
@@ -28,8 +28,8 @@ def test_cuts_nest_and_a_second_flush_adds_nothing():
     w = normal(4).requires_grad_()
     w.exp().sin().square().sum().backward()
     expected, w.grad = w.grad, None
-    x = cut(w.exp())
-    y = cut(x.leaf.sin())
+    x = Cut(w.exp())
+    y = Cut(x.leaf.sin())
     y.backward(y.leaf.square().sum())
     y.flush([x.leaf])
     x.flush([w])
@@ -39,7 +39,7 @@ def test_cuts_nest_and_a_second_flush_adds_nothing():
 
 def test_gradients_reach_the_given_inputs_alone():
     w, other = normal(2).requires_grad_(), normal(2, seed=1).requires_grad_()
-    x = cut(w * other)
+    x = Cut(w * other)
     x.backward((x.leaf * other).sum())
     x.flush([w])
     torch.testing.assert_close(w.grad, other.detach().square())
@@ -48,7 +48,7 @@ def test_gradients_reach_the_given_inputs_alone():
 
 def test_a_tensor_without_a_graph_collects_nothing():
     head = nn.Linear(2, 1).double()
-    x = cut(normal(3, 2))
+    x = Cut(normal(3, 2))
     x.backward(head(x.leaf).sum())
     x.flush([*head.parameters()])
     assert x.leaf.grad is None

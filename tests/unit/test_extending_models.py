@@ -22,7 +22,7 @@ from echodistill_core.models.sources import (
 )
 from echodistill_core.models.tiny import random_weights
 from echodistill_core.perception.backbones import SPECS, TINY_SPECS
-from echodistill_core.perception.files import backbone_of, choose, shapes_in
+from echodistill_core.perception.files import choose, mismatch_reason, shapes_in
 from echodistill_core.perception.load import load_backbones
 from echodistill_core.settings import EchoSettings, TrainSettings
 from echodistill_core.tensorfile import write_tensors
@@ -132,8 +132,8 @@ def test_a_registered_backbone_is_found_among_other_files(tmp_path, backbone_fol
     folder, _ = backbone_folder
     import_file(tmp_path / "registers.py", BACKBONE)
     path = folder / "dinov2-registers" / "model.safetensors"
-    assert backbone_of(shapes_in(path), "dinov2_reg.safetensors") == "dinov2-registers"
-    assert backbone_of(shapes_in(path), "xray_dinov2_reg.safetensors") is None
+    assert mismatch_reason(shapes_in(path), SPECS["dinov2-registers"], "dinov2_reg.safetensors") == ""
+    assert mismatch_reason(shapes_in(path), SPECS["dinov2-registers"], "xray_dinov2_reg.safetensors")
     other = tmp_path / "dinov2_reg_other.safetensors"
     write_tensors(other, {"embeddings.cls_token": torch.zeros(1, 1, 16)}, {})
     found, reasons = choose("dinov2-registers", [(other, other.name), (path, "model.safetensors")])

@@ -7,7 +7,7 @@ import torch
 from checkpoints import checkpoint_parts, single_file, write_folder
 from run_files import StopError, stop_at
 
-from echodistill_core.adapter.apply import other_layers, personalised
+from echodistill_core.adapter.apply import block_mismatch, personalised
 from echodistill_core.adapter.file import read_adapter
 from echodistill_core.diffusion import NoiseSchedule
 from echodistill_core.errors import InputError
@@ -125,7 +125,7 @@ def test_an_adapter_for_a_model_whose_other_layers_differ_says_so(tmp_path, trai
         personalised(other, [adapter]),
     ):
         pass
-    assert other_layers(adapter, tiny_family().blocks("student")) == ""
+    assert block_mismatch(adapter, tiny_family().blocks("student")) == ""
 
 
 def test_an_adapter_without_fingerprints_gives_no_warning(tmp_path, train_tiny, tiny_family):
@@ -135,7 +135,7 @@ def test_an_adapter_without_fingerprints_gives_no_warning(tmp_path, train_tiny, 
         adapter.metadata["base_blocks"] = said
         if said is None:
             del adapter.metadata["base_blocks"]
-        assert other_layers(adapter, {"conv_in": "0"}) == ""
+        assert block_mismatch(adapter, {"conv_in": "0"}) == ""
 
 
 def test_a_run_does_not_go_on_with_other_backbones(tmp_path, train_tiny, monkeypatch):

@@ -10,7 +10,7 @@ from echodistill_core.errors import DivergedError
 from echodistill_core.models.finite import is_finite
 from echodistill_core.models.load import load_family
 from echodistill_core.reporting import contact_sheet, save_picture, to_pictures
-from echodistill_core.sampling import finished
+from echodistill_core.sampling import clamp_finite
 from echodistill_core.tensorfile import write_tensors
 from echodistill_core.training.samples import one_step_images
 
@@ -125,7 +125,7 @@ def test_finite_weights_are_the_very_tensors_given(parts):
 def test_a_picture_that_is_not_finite_becomes_no_file(tmp_path, value):
     images = torch.zeros(2, 3, 8, 8)
     images[1, 2, 3, 4] = value
-    for make in (to_pictures, contact_sheet, finished):
+    for make in (to_pictures, contact_sheet, clamp_finite):
         with pytest.raises(DivergedError, match="NaN or infinity"):
             make(images)
 

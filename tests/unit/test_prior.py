@@ -18,6 +18,7 @@ from echodistill_core.training import session
 from echodistill_core.training.batches import TrainingImages
 from echodistill_core.training.events import PoolProgress, StepDone
 from echodistill_core.training.identity import fingerprint_of
+from echodistill_core.training.pools import load_or_generate_pool
 from echodistill_core.training.prior import PRIOR_SEED
 from echodistill_core.training.run import open_run
 from echodistill_core.training.steps import student_step, teacher_step
@@ -112,6 +113,21 @@ def test_class_images_that_were_changed_stop_the_run(train_tiny, tmp_path):
     (folder / "000.png").write_bytes((folder / "001.png").read_bytes())
     with pytest.raises(InputError, match="student was changed"):
         train_tiny(tmp_path / "run", **overrides)
+
+
+def test_a_pool_is_refused_with_other_prompts_or_a_damaged_record(tmp_path):
+    def generate(i):
+        return torch.full((3, 8, 8), i / 2)
+
+    prompts = ("photo of a dog", "photo of the dog")
+    folder = tmp_path / "pool"
+    pool = load_or_generate_pool(folder, prompts, generate, lambda event: None)
+    assert pool.pixels.flatten(1).unique(dim=1).tolist() == [[128], [191]]
+    with pytest.raises(InputError, match="holds a pool of other prompts"):
+        load_or_generate_pool(folder, (*prompts[:1], "photo of a cat"), generate, lambda event: None)
+    (folder / "pool.json").write_text("{")
+    with pytest.raises(InputError, match=r"pool\.json cannot be read"):
+        load_or_generate_pool(folder, prompts, generate, lambda event: None)
 
 
 # --- the loss -------------------------------------------------------------------------------------

@@ -1,11 +1,10 @@
-"""Runs that start from adapters: teacher-first training, refused starts, and pools of a personalised teacher."""
+"""Runs that start from adapters: teacher-first, further training, and refused starts."""
 
 import json
 import re
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,13 +17,11 @@ from echodistill_core.concept.photographs import load_photographs
 from echodistill_core.errors import InputError
 from echodistill_core.models.sources import ModelSources
 from echodistill_core.perception.load import load_backbones
-from echodistill_core.sampling import sample
 from echodistill_core.settings import EchoSettings
-from echodistill_core.training import pools, session
+from echodistill_core.training import session
 from echodistill_core.training.build import needed_backbones, new_state, token_learns_from
-from echodistill_core.training.events import PoolProgress, StepDone
+from echodistill_core.training.events import StepDone
 from echodistill_core.training.loop import adapters_of
-from echodistill_core.training.pools import TEACHER_POOL_SEED, teacher_pool
 from echodistill_core.training.run import open_run
 from echodistill_core.training.start import read_start, start_files
 from echodistill_core.training.steps import critic_step, student_step, teacher_step
@@ -233,7 +230,7 @@ def test_info_lists_what_a_run_began_from(teacher_run, train_from, teacher_file,
         ("student", {}, "belongs to the teacher"),
         ("teacher", {"placeholder": "<new2>"}, "placeholder '<new1>', but this run has '<new2>'"),
         ("teacher", {"class_noun": "cat"}, "class_noun 'dog', but this run has 'cat'"),
-        ("teacher", {"vectors": 2}, "1 token rows, but setting vectors is 2"),
+        ("teacher", {"vectors": 2}, "1 token embeddings, but setting vectors is 2"),
         ("teacher", {"teacher_weight": 1.0, "trainable": "token"}, "does not learn with trainable token"),
         ("teacher", {"teacher_weight": 1.0, "trainable": "lora"}, "full difference for .* low-rank"),
         ("teacher", {"trainable": "token"}, "nothing would learn with trainable token"),
@@ -291,72 +288,6 @@ def test_files_are_found_by_run_and_role(teacher_run, teacher_file, tmp_path):
     (copy / "distil" / "teacher.safetensors").unlink()
     with pytest.raises(InputError, match="has no finished stage to begin from"):
         start_files([copy])
-
-
-# --- pools of a personalised teacher --------------------------------------------------------------
-
-
-def test_a_teachers_pool_is_what_the_personalised_teacher_samples(teacher_run, tiny_family, teacher_file, tmp_path):
-    family, events, folder = tiny_family(), [], tmp_path / "pool"
-    pictures = teacher_pool(teacher_run, family, folder, 2, events.append, steps=3)
-    assert [(e.done, e.size) for e in events] == [(1, 2), (2, 2)]
-    with personalised(tiny_family(), [read_adapter(teacher_file)], role="teacher") as model:
-        for i, prompt in enumerate(("photo of a <new1> dog", "photo of the <new1> dog")):
-            expected = sample(model, [prompt], seed=3 + TEACHER_POOL_SEED + i, steps=3, guidance=7.5)[0]
-            stored = torch.from_numpy(np.array(pictures[i].image)).permute(2, 0, 1).float()
-            assert ((expected + 1) * 127.5 - stored).abs().max().item() < 0.52
-    # As a folder they are photographs like any others, and a second call reads them.
-    assert [p.image.tobytes() for p in load_photographs(folder)] == [p.image.tobytes() for p in pictures]
-    events.clear()
-    again = teacher_pool(teacher_run, family, folder, 2, events.append, steps=3)
-    assert [p.image.tobytes() for p in again] == [p.image.tobytes() for p in pictures]
-    assert events == []
-
-
-def test_a_stopped_teacher_pool_resumes_and_the_family_is_restored(
-    teacher_run, tiny_family, snapshot, changed, tmp_path, monkeypatch
-):
-    family = tiny_family()
-    before = snapshot(family)
-
-    def stop(event):
-        if isinstance(event, PoolProgress) and event.done == 1:
-            raise KeyboardInterrupt
-
-    how = {"steps": 2, "prompts": ["<new1> dog in snow"], "guidance": 1.0}
-    with pytest.raises(KeyboardInterrupt):
-        teacher_pool(teacher_run, family, tmp_path / "pool", 2, stop, **how)
-    assert changed(before, snapshot(family)) == set()
-    made = []
-    monkeypatch.setattr(pools, "sample", lambda *args, **more: made.append(args[1]) or sample(*args, **more))
-    stopped = teacher_pool(teacher_run, family, tmp_path / "pool", 2, silent, **how)
-    assert made == [["<new1> dog in snow"]]
-    whole = teacher_pool(teacher_run, family, tmp_path / "whole", 2, silent, **how)
-    assert [p.image.tobytes() for p in stopped] == [p.image.tobytes() for p in whole]
-    assert tree(tmp_path / "pool") == tree(tmp_path / "whole")
-
-
-def test_folders_that_hold_other_pools_are_refused_and_unchanged(teacher_run, tiny_family, photographs, tmp_path):
-    mine = shutil.copytree(photographs, tmp_path / "mine")
-    before = tree(mine)
-    with pytest.raises(InputError, match="is not empty and holds no pool"):
-        teacher_pool(teacher_run, tiny_family(), mine, 1, silent, steps=1)
-    assert tree(mine) == before
-    teacher_pool(teacher_run, tiny_family(), tmp_path / "pool", 1, silent, steps=1)
-    for other in ({"steps": 2}, {"guidance": 2.0}, {"prompts": ["a <new1> dog"]}):
-        with pytest.raises(InputError, match="holds another pool"):
-            teacher_pool(teacher_run, tiny_family(), tmp_path / "pool", 1, silent, **{"steps": 1, **other})
-    with pytest.raises(InputError, match="does not contain the placeholder"):
-        teacher_pool(teacher_run, tiny_family(), tmp_path / "pool", 1, silent, prompts=["a dog"])
-    (tmp_path / "pool" / "pool.json").write_text("{")
-    with pytest.raises(InputError, match=r"pool\.json cannot be read"):
-        teacher_pool(teacher_run, tiny_family(), tmp_path / "pool", 1, silent, steps=1)
-
-
-def test_a_run_without_a_teachers_adapter_makes_no_pool(train_from, tiny_family, teacher_file, tmp_path):
-    run = train_from(tmp_path / "run", {"teacher": teacher_file}, iterations=1, **TEACHER_FIRST)
-    with pytest.raises(InputError, match=r"has no distil/teacher\.safetensors"):
-        teacher_pool(run, tiny_family(), tmp_path / "pool", 1, silent)
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ make_adapter(vectors, role)   random differences of keys and values, of clearly 
 import pytest
 import torch
 
-from echodistill_core.adapter.file import Adapter, describe_run
+from echodistill_core.adapter.file import Adapter, run_metadata
 from echodistill_core.models.layout import unet_names
 from echodistill_core.settings import TrainSettings, affecting_result
 
@@ -30,7 +30,7 @@ def make_adapter(family):
         return Adapter(
             token_embeddings=torch.randn(vectors, 32, generator=generator),
             deltas={names[n]: 0.1 * torch.randn(p.shape, generator=generator) for n, p in weights.items()},
-            metadata=describe_run(family, role, affecting_result(chosen), "distil", 3),
+            metadata=run_metadata(family, role, affecting_result(chosen), "distil", 3),
         )
 
     return make

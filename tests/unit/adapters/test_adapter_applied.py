@@ -207,7 +207,7 @@ def test_a_retrained_base_has_another_fingerprint(family, tiny_family):
 
 def test_another_text_width_is_refused_even_if_any_base_is_allowed(family):
     adapter = replace(make_adapter(family), token_embeddings=torch.zeros(1, 1024))
-    refuse(family, adapter, "1024 wide", any_base=True)
+    refuse(family, adapter, "width 1024", any_base=True)
 
 
 def test_another_role_is_refused(family):

@@ -18,9 +18,9 @@ def test_verbose_logs_models_folder_stage_and_files(photographs, capsys):
     assert printed.out == ""
     lines = "\n".join(re.split(r"[\r\n]+", printed.err))
     for line in (
-        r"echodistill\.cli\.commands: student: .*, epsilon, fingerprint [0-9a-f]{16}",
-        r"echodistill\.cli\.commands: teacher: .*, v_prediction",
-        r"run folder RUN: new",
+        r"echodistill\.models\.open: student: .*, epsilon, fingerprint [0-9a-f]{16}",
+        r"echodistill\.models\.open: teacher: .*, v_prediction",
+        r"run folder RUN: created",
         r"stage distil: begun, 2 iterations",
         r"stage distil: checkpoint of iteration 2 in RUN.distil.checkpoint\.safetensors",
         r"stage distil: all 2 iterations done",
@@ -36,7 +36,7 @@ def test_a_resumed_stage_is_logged_as_resumed(undisturbed, photographs, capsys):
     for file in ("student", "teacher"):
         adapter_of(run, role=file).unlink()
     assert main(train_command(photographs, "RUN", "--verbose", iterations=2)) == 0
-    assert "run folder RUN: exists" in capsys.readouterr().err
+    assert "run folder RUN: reopened" in capsys.readouterr().err
 
 
 def test_without_verbose_nothing_is_logged(undisturbed, capfd):

@@ -18,8 +18,8 @@ def behind(monkeypatch):
 
     writers = []
 
-    def make(behind):
-        writers.append(CheckpointWriter(behind=True))
+    def make(background):
+        writers.append(CheckpointWriter(background=True))
         return writers[-1]
 
     monkeypatch.setattr(loop, "CheckpointWriter", make)

@@ -5,7 +5,7 @@ import torch
 from step_calls import ADVERSARIAL, ALIGNMENT, CRITICS, FULL, record_forwards, watched
 
 from echodistill_core.training.build import needed_backbones
-from echodistill_core.training.schedule import schedule_of
+from echodistill_core.training.schedule import loss_schedule
 from echodistill_core.training.steps import iterate
 
 
@@ -98,7 +98,7 @@ def test_between_image_losses_only_the_latent_loss_is_computed(tiny_state, draw_
     """With image_every 3 and critic_every 2, iterations without images equal those of settings without image losses."""
     seeing = {"identity_weight": 0.0, "swd_weight": 0.0, "adversarial_weight": 0.0}
     blind, state = tiny_state(**seeing), tiny_state(image_every=3, critic_every=2)
-    assert schedule_of(state.settings).period == 6
+    assert loss_schedule(state.settings).period == 6
     decode, decoded, seen = state.family.decode, [], []
     monkeypatch.setattr(state.family, "decode", lambda z: decoded.append(z) or decode(z))
     record_forwards(monkeypatch, seen)

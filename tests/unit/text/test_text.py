@@ -234,14 +234,14 @@ def test_the_words_that_are_cut_are_named(encoder):
     prompt = "<new1> " + "very " * 73 + "wooden boat"
     assert torch.equal(text.tokenize([prompt]), text.tokenize([prompt.replace("boat", "ship")]))
     with pytest.warns(UserWarning, match=r"75 tokens .*'wooden boat' at its end"):
-        text.warn_of_unread([prompt, prompt])
+        text.warn_truncated([prompt, prompt])
 
 
 @pytest.mark.parametrize("prompt", [",".join(f"word{i}" for i in range(60)), "写真" * 60, "🐕" * 80, "a," * 70])
 def test_what_is_lost_without_spaces_is_named_and_no_more(encoder, prompt):
     """What is named is the end behind the longest beginning that fits."""
     with pytest.warns(UserWarning, match="at its end has no effect") as caught:
-        encoder.warn_of_unread([prompt])
+        encoder.warn_truncated([prompt])
     named = re.search(r"reads: '(.*)' at its end", str(caught[0].message))[1]
     fits = max(
         n for n in range(len(prompt)) if len(encoder.tokenizer(prompt[:n], add_special_tokens=False).input_ids) <= 75
@@ -261,9 +261,9 @@ def test_a_class_noun_with_the_placeholder_in_it_is_refused(noun):
 
 @pytest.mark.parametrize("text", ["a \udcff dog", "\udc80"])
 def test_bytes_that_are_no_text_are_refused(text):
-    with pytest.raises(InputError, match="no UTF-8 text"):
+    with pytest.raises(InputError, match="is not valid UTF-8"):
         check_class_noun(text, "<new1>")
-    with pytest.raises(InputError, match="no UTF-8 text"):
+    with pytest.raises(InputError, match="is not valid UTF-8"):
         check_prompt(text, {"<new1>": "dog"})
 
 
@@ -277,4 +277,4 @@ def test_a_prompt_that_just_fits_is_read_without_a_warning(encoder):
     text = encoder.with_placeholders({"<new1>": 2})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        text.warn_of_unread(["<new1> " + "very " * 72 + "wooden", "", "a <new1> dog"])
+        text.warn_truncated(["<new1> " + "very " * 72 + "wooden", "", "a <new1> dog"])

@@ -109,7 +109,7 @@ def test_rows_are_read_in_the_tables_precision():
 
 def test_a_placeholder_without_rows_and_wrong_rows_are_refused(encoder):
     text = encoder.with_placeholders({"<new1>": 2})
-    with pytest.raises(InputError, match="rows were not given"):
+    with pytest.raises(InputError, match="token embeddings were not given"):
         text(["a <new1> dog"])
     for wrong in (rows(1), rows(3), rows(2, width=8)):
         with pytest.raises(InputError, match=r"expected \(2, 16\)"):

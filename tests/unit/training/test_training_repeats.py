@@ -79,17 +79,17 @@ def test_prefetched_batches_and_generator_states_equal_those_drawn_in_turn(photo
     images = square_images(load_photographs(photographs), 64, "center")
     source = TrainingImages(images, quick_settings(batch_size=2), 8)
     seen = {}
-    for ahead in (False, True):
+    for prefetch in (False, True):
         generator = torch.Generator().manual_seed(3)
-        seen[ahead] = [
+        seen[prefetch] = [
             (batch.pixels, batch.real, batch.mask, batch.prompts, generator.get_state())
-            for batch in batches(source, range(4, 9), generator, torch.device("cpu"), ahead=ahead)
+            for batch in batches(source, range(4, 9), generator, torch.device("cpu"), prefetch=prefetch)
         ]
     assert len(seen[True]) == 5
     for turn, early in zip(seen[False], seen[True], strict=True):
         assert turn[3] == early[3]
         assert all(torch.equal(a, b) for a, b in zip((*turn[:3], turn[4]), (*early[:3], early[4]), strict=True))
-    assert list(batches(source, range(4, 4), generator, torch.device("cpu"), ahead=True)) == []
+    assert list(batches(source, range(4, 4), generator, torch.device("cpu"), prefetch=True)) == []
 
 
 def test_an_error_while_prefetching_is_raised_at_its_batch(photographs, quick_settings):
@@ -102,7 +102,9 @@ def test_an_error_while_prefetching_is_raised_at_its_batch(photographs, quick_se
                 raise RuntimeError("no such photograph")
             return source.draw(step, generator)
 
-    drawn = batches(Broken(images, quick_settings(), 8), range(5), torch.Generator(), torch.device("cpu"), ahead=True)
+    drawn = batches(
+        Broken(images, quick_settings(), 8), range(5), torch.Generator(), torch.device("cpu"), prefetch=True
+    )
     assert [len(next(drawn)), len(next(drawn))] == [1, 1]
     with pytest.raises(RuntimeError, match="no such photograph"):
         next(drawn)
