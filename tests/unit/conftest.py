@@ -48,7 +48,7 @@ from echodistill_core.training.build import needed_backbones, new_state
 FAST = (
     "adversarial", "cli_download", "cli_environment", "cli_flags", "color", "color_profiles", "compute", "contents",
     "decoding", "demo_page", "demo_task", "diffusion", "eventlog", "extending_evaluation", "files", "finding",
-    "foreign", "jpeg_damage", "layers", "logs", "loss_schedule", "metrics", "ms_swd", "objectives", "old_logs",
+    "foreign", "jpeg_damage", "layers", "loss_schedule", "metrics", "ms_swd", "objectives", "old_logs",
     "photographs", "pictures", "png_text", "project_files", "registry", "report", "run_pictures", "settings",
     "sheets", "statistics", "tensorfile", "tensorfile_foreign", "tensorheader", "weightfiles", "world",
 )  # fmt: skip

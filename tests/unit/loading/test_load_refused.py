@@ -151,7 +151,7 @@ FOREIGN = {
     ),
     "text encoder": ({"text_model.embeddings.token_embedding.weight": (49408, 768)}, "a text encoder alone"),
     "image encoder": ({"vision_model.embeddings.class_embedding": (1280,)}, "a CLIP image encoder"),
-    "anything": ({"some.weight": (2, 2)}, "the first named 'some.weight'"),
+    "anything": ({"some.weight": (2, 2)}, "no model known here (1 tensors, the first named 'some.weight')"),
 }
 
 
