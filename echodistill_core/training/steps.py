@@ -126,7 +126,7 @@ def student_step(state: TrainState, batch: Batch) -> tuple[Losses, StudentOutput
     target = teacher_target(state, batch, z.leaf.detach(), n, y) if w.align else TeacherTarget.none(n)
     directions = state.draw_directions(batch) if w.swd else []
     outputs = []
-    for part, share in run.microbatches(len(batch)):
+    for part, weight in run.microbatches(len(batch)):
         z_s, z_t, c = z.leaf[part], target.latents[part], target.weight[part]
         L: Losses = {}
         features: Losses = {}
@@ -142,23 +142,23 @@ def student_step(state: TrainState, batch: Batch) -> tuple[Losses, StudentOutput
                     L[f"adv_{k}"] = generator_loss(state.trainables.critics[k](f))
                     loss = loss + s.adversarial_weight * w.critics[k] * L[f"adv_{k}"]
                     features[k] = f.detach()
-                x.backward(share * loss)
+                x.backward(weight * loss)
             if w.swd:
                 L["swd"] = ms_swd_along(_as_swd_input(s, x.leaf), _as_swd_input(s, x_t), directions)
-                x.backward(share * aligned(c, w.swd, L["swd"]))
+                x.backward(weight * aligned(c, w.swd, L["swd"]))
             for k, w_k in w.images.items():
                 L[k] = LOSS_TERMS[k].function(x.leaf, x_t)
-                x.backward(share * aligned(c, w_k, L[k]))
+                x.backward(weight * aligned(c, w_k, L[k]))
         if w.mse:
             L["mse"] = latent_mse(z_s, z_t)
-            z.backward(share * aligned(c, w.mse, L["mse"]))
+            z.backward(weight * aligned(c, w.mse, L["mse"]))
         for k, w_k in w.latents.items():
             L[k] = LOSS_TERMS[k].function(z_s, z_t)
-            z.backward(share * aligned(c, w_k, L[k]))
+            z.backward(weight * aligned(c, w_k, L[k]))
         if w.needs_images:
             x.flush([z.leaf])
         outputs.append(StudentOutput(z_s.detach(), x.leaf.detach() if w.needs_images else None, features))
-        _accumulate(losses, L, w, c, share)
+        _accumulate(losses, L, w, c, weight)
     z.flush(state.trainables.grad_inputs("student"))
     return _student_update(state, losses), StudentOutput.cat(outputs)
 
@@ -235,9 +235,9 @@ def reconstruct(state: TrainState, role: str, batch: Batch, weight: float) -> Lo
 
 
 def _reconstruction_backward(
-    state: TrainState, role: str, batch: Batch, weight: float, *, prior: bool = False
+    state: TrainState, role: str, batch: Batch, loss_weight: float, *, prior: bool = False
 ) -> Tensor:
-    """Add the gradient of weight * L to the role's parameters, and return L of Eq. 1, a scalar without a graph:
+    """Add the gradient of loss_weight * L to the role's parameters, and return L of Eq. 1, a scalar without a graph:
 
         L = mean |target(z, n, t) - UNet(sqrt(abar_t) z + sqrt(1 - abar_t) n, t, y)|^2     over the mask's valid region
 
@@ -252,7 +252,7 @@ def _reconstruction_backward(
     n = state.draw_noise(batch, stream)
     t = state.draw_timesteps(schedule, len(batch), stream)
     total = torch.zeros((), device=state.device)
-    for part, share in state.compute.microbatches(len(batch)):
+    for part, weight in state.compute.microbatches(len(batch)):
         with torch.no_grad():
             posterior = state.cached_by_view("vae", batch.views[part], batch.pixels[part], state.family.posterior)
         z = state.family.scaled(posterior, batch.posterior_noise[role][part])
@@ -261,8 +261,8 @@ def _reconstruction_backward(
         prediction = denoiser.predict(z_noisy, t[part], y)
         loss = masked_mse(prediction, schedule.target(z, n[part], t[part]), batch.mask[part])
         if inputs:
-            (weight * share * loss).backward(inputs=inputs)
-        total += share * loss.detach()
+            (loss_weight * weight * loss).backward(inputs=inputs)
+        total += weight * loss.detach()
     return total
 
 
@@ -291,8 +291,8 @@ def _student_update(state: TrainState, losses: Losses) -> Losses:
     return {**losses, "grad_norm_student": state.trainables.step("student", state.settings.grad_clip)}
 
 
-def _accumulate(losses: Losses, L: Losses, w: TermWeights, c: Tensor, share: float) -> None:
-    """Add the terms L of a micro-batch to the iteration's losses, weighted by its share of the batch.
+def _accumulate(losses: Losses, L: Losses, w: TermWeights, c: Tensor, weight: float) -> None:
+    """Add the terms L of a micro-batch to the iteration's losses, times its weight in the batch.
 
     Iterations that compute every term of Eq. 5 also get their weighted sum, as "alignment".
     """
@@ -302,4 +302,4 @@ def _accumulate(losses: Losses, L: Losses, w: TermWeights, c: Tensor, share: flo
         logged["alignment"] = torch.stack([(c * w_k * L[k]).mean() for k, w_k in eq_5.items()]).sum()
     logged |= {k: L_k for k, L_k in L.items() if k not in eq_5}
     for k, value in logged.items():
-        losses[k] = losses.get(k, torch.zeros_like(value)) + share * value.detach()
+        losses[k] = losses.get(k, torch.zeros_like(value)) + weight * value.detach()
