@@ -48,7 +48,7 @@ def test_the_same_training_restores_a_damaged_record(finished, tmp_path, train_t
     with pytest.warns(UserWarning, match="written anew"):
         train_tiny(run, iterations=2)
     after = tree(run)
-    assert after.pop((run / "run.json.damaged").relative_to(run)) == damage
+    assert after.pop("run.json.damaged") == damage
     assert after == tree(finished)
 
 
@@ -119,7 +119,7 @@ def test_an_echo_whose_record_was_lost_goes_on_with_its_own_settings_only(finish
     again = session.echo(run, tiny_family(), settings, lambda _: None)
     assert again.is_finished("echo")
     after = tree(run.folder)
-    after.pop((run.folder / "run.json.damaged").relative_to(run.folder))
+    after.pop("run.json.damaged")
     assert after == before
 
 
