@@ -201,7 +201,7 @@ def test_runs_that_are_none_or_not_ready(run_folder, tmp_path, capsys):
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (run / "run.json").write_text(json.dumps({**record, "finished": {}, "echo": None}))
     refused(capsys, ["echo", run], "is not trained to its end", out=run)
-    remedies = f"echodistill sample --adapter {adapter_of(run)}", "the train command that made the run"
+    remedies = f"echodistill sample --adapter {adapter_of(run)}", "the train command"
     for damage, how in (("{", "no JSON"), ("", "empty (0 bytes)"), ("\0" * 900, "empty (900 bytes)"), ("[]", "lacks")):
         (run / "run.json").write_text(damage)
         refused(capsys, ["info", run], f"run.json {'' if how == 'lacks' else 'is '}{how}", *remedies, out=run)
