@@ -25,9 +25,12 @@ def setting(
     high: float | None = None,
     choices: Collection[str] = (),
     affects_result: bool = True,
+    omit_default: bool = False,
 ) -> Any:
     """Declare one field: `low` and `high` are inclusive; `affects_result` says whether it enters the fingerprint.
 
+    omit_default: leave the field out of the fingerprint at its default. For fields that are newer than the first
+    runs, whose fingerprints must stay as they are.
     choices: the values allowed; a Registry as of the time of the check.
     """
     metadata = {
@@ -37,6 +40,7 @@ def setting(
         "high": high,
         "choices": choices,
         "affects_result": affects_result,
+        "omit_default": omit_default,
     }
     return field(default=default, metadata=metadata)
 
@@ -181,10 +185,14 @@ class TrainSettings:
 
     # Beyond the paper: parts that are registered by Python code (docs/extending.md)
     extra_losses: str = setting(
-        "", "weights of registered loss terms in Eq. 5, as name=weight, separated by spaces; empty for none"
+        "",
+        "weights of registered loss terms in Eq. 5, as name=weight, separated by spaces; empty for none",
+        omit_default=True,
     )
     extra_critics: str = setting(
-        "", "weights of registered backbones as critics in Eq. 6, as name=weight, separated by spaces; empty for none"
+        "",
+        "weights of registered backbones as critics in Eq. 6, as name=weight, separated by spaces; empty for none",
+        omit_default=True,
     )
 
     # Where the reference differs from the works it cites. The defaults keep its behaviour; the other values correct it.
@@ -227,8 +235,10 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("extra_losses", "extra_critics"):
-            weights_by_name(name, getattr(self, name))
+        weights_by_name("extra_losses", self.extra_losses)
+        for critic in weights_by_name("extra_critics", self.extra_critics):
+            if critic in ("dino", "dinov2", "clip"):
+                raise InputError(f"setting extra_critics has {quoted(critic)}; set {critic}_weight instead.")
 
     @property
     def critic_weights(self) -> dict[str, float]:
@@ -369,9 +379,10 @@ def from_options(cls: type[T], options: Mapping[str, Any], recommended: Mapping[
 
 
 def affecting_result(settings: Any) -> dict[str, Any]:
-    """The fields that determine a run's result, by name. The preset's name is left out, its values are included."""
-    return {
-        f.name: getattr(settings, f.name)
-        for f in dataclasses.fields(settings)
-        if f.metadata["affects_result"] and f.name != "preset"
-    }
+    """The fields that determine a run's result, by name.
+
+    The preset's name is left out, its values are included. Fields with `omit_default` are left out at their default.
+    """
+    fields = [f for f in dataclasses.fields(settings) if f.metadata["affects_result"] and f.name != "preset"]
+    values = {f.name: getattr(settings, f.name) for f in fields}
+    return {f.name: values[f.name] for f in fields if not (f.metadata["omit_default"] and values[f.name] == f.default)}

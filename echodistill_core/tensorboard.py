@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, StorageError
-from .training.events import CheckpointSaved, Event, LossesLogged, PreviewReady
+from .training.events import CheckpointSaved, Event, LossesLogged, PreviewReady, StepDone
 
 
 class TensorBoard:
     """Scalars "loss/<term>" and images "samples/<i>" over the iterations; each stage is a run of its own in `folder`.
 
     A stage that resumes discards the events after its checkpoint, since those iterations are computed again.
-    Raises InputError where the tensorboard package is not installed, StorageError where `folder` cannot be created.
+    `folder` is created with the first event of a stage. Raises InputError where the tensorboard package is not
+    installed, StorageError where `folder` cannot be created.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -27,18 +28,19 @@ class TensorBoard:
                 f"--tensorboard needs a package that is not installed ({error}); run: python -m pip install tensorboard"
             ) from error
         self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        existing = next((path for path in (self.folder, *self.folder.absolute().parents) if path.exists()), None)
+        if existing is not None and not existing.is_dir():
             raise StorageError(
-                f"tensorboard folder {self.folder} cannot be created ({error.strerror}); choose another folder."
-            ) from error
+                f"tensorboard folder {self.folder} cannot be created ({existing} is a file); choose another folder."
+            )
         self._make: Any = SummaryWriter
         self._writers: dict[str, Any] = {}
 
     def __call__(self, event: Event) -> None:
         """Write the event's numbers or images; other events are ignored."""
-        if isinstance(event, LossesLogged):
+        if isinstance(event, StepDone):
+            self._writer(event.stage, event.step)  # a resumed stage starts here
+        elif isinstance(event, LossesLogged):
             for row in event.rows:
                 step = int(row["step"])
                 writer = self._writer(event.stage, step)
@@ -54,7 +56,12 @@ class TensorBoard:
 
     def _writer(self, stage: str, step: int) -> Any:
         if stage not in self._writers:
-            self._writers[stage] = self._make(str(self.folder / stage), purge_step=step)
+            try:
+                self._writers[stage] = self._make(str(self.folder / stage), purge_step=step)
+            except OSError as error:
+                raise StorageError(
+                    f"tensorboard folder {self.folder} cannot be written ({error.strerror}); choose another folder."
+                ) from error
         return self._writers[stage]
 
     def close(self) -> None:

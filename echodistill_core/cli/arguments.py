@@ -208,6 +208,11 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace
         _check_names(command, words[1:], commands)
         config = config_path(words[1:])
         if config is not None:
+            if config.suffix.lower() == ".json" and any(w.partition("=")[0] == "--preset" for w in words[1:]):
+                raise InputError(
+                    f"--preset does not change the settings that {config} records; give these settings as flags, or "
+                    "leave --config out."
+                )
             apply_config(config, command, commands[command], _subparsers(build_parser())[command])
     return parser.parse_args(words)
 

@@ -88,6 +88,10 @@ def train(options: argparse.Namespace) -> None:
     paths = options.photos if len(options.photos) > 1 else options.photos[0]
     photographs = load_photographs(paths, settings.max_photographs)
     family = _family(sources, with_teacher=needs_teacher(settings, start))
+    if options.config.lower().endswith(".json"):
+        repeated = open_run(Path(options.config).parent)
+        if sources == repeated.sources.absolute():
+            repeated.check_family(family)
     if sources.family == "miniature":
         _warn_outside_domain(photographs, settings.class_noun)
     folder = Path(options.out) if options.out else _default_folder(settings, sources, photographs, start)

@@ -56,7 +56,11 @@ def apply_config(path: Path, command: str, parser: argparse.ArgumentParser, fres
         raise InputError(f"config {path} is a run's record, which only train repeats; give {command} a TOML file.")
     values = _from_record(path) if is_record else _read_toml(path)
     flags = {flag: action for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
-    options = [flag.removeprefix("--") for flag in flags if flag not in ("--help", "--config")]
+    # Not "--no-augment", since `no-augment = false` would be a double negation; `augment = false` says it.
+    negated = {
+        flag for a in flags.values() for flag in a.option_strings if len(a.option_strings) > 1 and flag[:5] == "--no-"
+    }
+    options = [flag.removeprefix("--") for flag in flags if flag not in ("--help", "--config", *negated)]
     for action in fresh._actions:
         action.required = False
         action.default = argparse.SUPPRESS
@@ -73,24 +77,20 @@ def apply_config(path: Path, command: str, parser: argparse.ArgumentParser, fres
             raise InputError(f"config {path} gives {quoted(seen[action.dest])} and {quoted(key)}; keep one of them.")
         seen[action.dest] = key
         try:
-            found = fresh.parse_known_args(_words(f"--{name}", action, value))[0]
+            found = _converted(fresh, f"--{name}", action, value)
         except InputError as error:
             reason = str(error).partition("; see ")[0].removeprefix(f"argument --{name}: ")
             raise InputError(f"config {path}: key {quoted(key)}: {reason.rstrip('.')}; correct the value.") from error
-        for dest, converted in vars(found).items():
-            parser.set_defaults(**{dest: converted})
+        parser.set_defaults(**{action.dest: found})
         action.required = False
 
 
-def _words(flag: str, action: argparse.Action, value: Any) -> list[str]:
-    """A key and its value as the words of a command line. Raises InputError for a value of another type."""
+def _converted(parser: argparse.ArgumentParser, flag: str, action: argparse.Action, value: Any) -> Any:
+    """A key's value as the parser makes it of the flag. Raises InputError for a value that the flag does not take."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise InputError(f"found {quoted(value)}; expected true or false.")
-        if value:
-            return [flag]
-        negative = f"--no-{flag.removeprefix('--')}"
-        return [negative] if negative in action.option_strings else []
+        return value
     several = isinstance(value, list) and action.nargs == "+"
     items = value if several else [value]
     kind: Any = action.type
@@ -99,13 +99,16 @@ def _words(flag: str, action: argparse.Action, value: Any) -> list[str]:
             expected = {int: "a whole number", float: "a number"}.get(kind, "a text in quotation marks")
             raise InputError(f"found {quoted(item)}; expected {expected}{' or a list of them' if several else ''}.")
     texts = [item if isinstance(item, str) else repr(item) for item in items]
-    # Joined by "=", a text may begin with dashes.
-    return [f"{flag}={texts[0]}"] if len(texts) == 1 else [flag, *texts]
+    # One at a time and joined by "=", since a text may begin with dashes.
+    found = [getattr(parser.parse_known_args([f"{flag}={text}"])[0], action.dest) for text in texts]
+    if action.nargs == "+":
+        return [item for one in found for item in one]
+    return found[0]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"config {path} {why_missing(path)}; expected a TOML file or a run's run.json.") from None
     except OSError as error:

@@ -17,6 +17,7 @@ import torch
 from .. import __version__
 from ..adapter.file import Adapter
 from ..devices import computes_bf16
+from ..training.events import current_names
 from ..training.run import STAGES, Run
 
 MOST_SHOWN = 1000  # characters of one fact
@@ -41,6 +42,9 @@ def adapter_facts(adapter: Adapter) -> dict[str, Any]:
 def run_facts(run: Run) -> dict[str, Any]:
     """Contents of a run folder, by name; JSON values."""
     facts = {k: run.record[k] for k in ("fingerprint", "photographs", "finished", "echo", "sources", "settings")}
+    facts["finished"] = {
+        stage: {**done, "losses": current_names(done.get("losses", {}))} for stage, done in facts["finished"].items()
+    }
     facts["start_from"] = {role: str(path.relative_to(run.folder)) for role, path in run.start_paths.items()}
     facts["adapters"] = [
         str(p.relative_to(run.folder))

@@ -296,8 +296,9 @@ def _begin_worker(trainings: Mapping[str, Training] | None = None) -> None:
     """
     torch.set_num_threads(1)
     for name, training in (trainings or {}).items():
-        if name not in METHODS:
-            METHODS.register(name, training)
+        if name in METHODS:
+            METHODS.unregister(name)
+        METHODS.register(name, training)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -35,7 +35,12 @@ class LossTerm:
             raise ValueError(f"LossTerm compares {self.compares!r}; expected latents or images")
 
 
-LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
+# A term's name is its column in the log, and stands before "=" in extra_losses. Columns of other losses contain "_".
+LOSS_TERMS: Registry[LossTerm] = Registry(
+    "loss term",
+    pattern="[A-Za-z0-9-]+",
+    reserved=("step", "identity", "mse", "swd", "alignment", "teacher", "student"),
+)
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -81,7 +81,9 @@ def _spec(
 
 
 def _registry(*specs: BackboneSpec) -> Registry[BackboneSpec]:
-    return Registry("backbone", {spec.name: spec for spec in specs})
+    # A critic's head is an entry of an nn.ModuleDict, whose attributes cannot be names.
+    known = {spec.name: spec for spec in specs}
+    return Registry("backbone", known, pattern="[A-Za-z0-9-]+", reserved=dir(nn.ModuleDict()))
 
 
 def _clip_with_projector(title: str, config: CLIPVisionConfig, width: int, **more: Any) -> BackboneSpec:

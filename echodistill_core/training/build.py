@@ -205,7 +205,7 @@ def _place_on_device(
         compute = Compute(microbatch_size=1, recompute=True)
         if device.type not in ONE_MEMORY and family.teacher is not None:
             unets = [family.student.unet, family.teacher.unet]
-            compute.offloader = ModelOffloader(unets, device, before=[family.vae.decoder.conv_in])
+            compute.offloader = ModelOffloader(unets, device)
             family.on_restore.append(compute.offloader.remove)
     for backbone in backbones.values():  # after offloading the UNets, which frees device memory
         backbone.to(device=device, dtype=dtype)

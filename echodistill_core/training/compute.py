@@ -88,8 +88,10 @@ class Compute:
     def decode(self, family: Family, z: Tensor) -> Tensor:
         """Family.decode of latents z (B, 4, h, w): images (B, 3, 8h, 8w), nominally in [-1, 1].
 
-        With `recompute`, the activations of one decoder layer exist at a time.
+        With `recompute`, the activations of one decoder layer exist at a time. The UNets are offloaded before.
         """
+        if self.offloader is not None:
+            self.offloader.offload()
         return CheckpointedSequential(family.decoding())(z) if self.recompute else family.decode(z)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,21 +67,21 @@ def latest(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
+_OLD_NAMES = {
+    "teacher": "recon_teacher",
+    "student": "recon_student",
+    "teacher_prior": "prior_teacher",
+    "student_prior": "prior_student",
+    "teacher_gradient": "grad_norm_teacher",
+    "student_gradient": "grad_norm_student",
+    "critic_gradient": "grad_norm_critics",
+    **{f"fool_{critic}": f"adv_{critic}" for critic in ("clip", "dino", "dinov2")},
+}
+
+
 def current_names(losses: Mapping[str, float]) -> dict[str, float]:
-    """Logged losses under their current names. Version 0.1.0 wrote fool_x, x_gradient, teacher, student and x_prior."""
-    return {_current_name(name): value for name, value in losses.items()}
-
-
-def _current_name(name: str) -> str:
-    if name in ("teacher", "student"):
-        return f"recon_{name}"
-    if name == "critic_gradient":
-        return "grad_norm_critics"
-    renamed = ((r"fool_(\w+)", r"adv_\1"), (r"(\w+)_gradient", r"grad_norm_\1"), (r"(\w+)_prior", r"prior_\1"))
-    for pattern, replacement in renamed:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name
+    """Losses by their present names. Logs before 2026-11-28 have the names on the left of `_OLD_NAMES`."""
+    return {_OLD_NAMES.get(name, name): value for name, value in losses.items()}
 
 
 Event = StepDone | LossesLogged | PreviewReady | CheckpointSaved | PoolProgress

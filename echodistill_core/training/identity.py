@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -135,9 +136,12 @@ def comparable_identity(recorded: Mapping[str, Any], current: Mapping[str, Any])
 def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """The differences between two identities as a phrase: "seed is 0 there and 1 here". "There" is the recorded one.
 
-    Settings that are newer than the recorded identity count as recorded with their default.
+    A setting that one of them lacks counts as its default.
     """
-    defaults = affecting_result(TrainSettings())
-    recorded = {**{n: defaults[n] for n in current if n in defaults}, **recorded}
+    defaults = {f.name: f.default for f in dataclasses.fields(TrainSettings)}
+    recorded, current = (
+        {**{n: defaults[n] for n in (*recorded, *current) if n in defaults}, **identity}
+        for identity in (recorded, current)
+    )
     names = [n for n in {**recorded, **current} if recorded.get(n) != current.get(n)]
     return ", ".join(f"{n} is {quoted(recorded.get(n))} there and {quoted(current.get(n))} here" for n in names)

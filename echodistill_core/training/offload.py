@@ -12,19 +12,18 @@ class ModelOffloader:
     """Keeps the frozen weights of `networks` on the host; a network's weights are on the device while it computes.
 
     Trained parameters stay on the device. A forward pre-hook loads a network; it is offloaded when another one of the
-    networks, or a module of `before`, computes.
+    networks computes, or by `offload`.
     Finish one network's backward before calling another: offloading empties parameters its graph may use. With
     activation checkpointing, backward runs the network's forward again, which loads it.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], device: torch.device, before: Sequence[nn.Module] = ()) -> None:
+    def __init__(self, networks: Sequence[nn.Module], device: torch.device) -> None:
         self.device = device
         self._host_weights = {network: _on_host(network) for network in networks}
         self._loaded: nn.Module | None = None
         for network, weights in self._host_weights.items():
             _empty(network, weights)
         self._hooks = [network.register_forward_pre_hook(self._load) for network in networks]
-        self._hooks += [module.register_forward_pre_hook(lambda *_: self.offload()) for module in before]
 
     def remove(self) -> None:
         """Remove the hooks and release the host memory.

@@ -105,6 +105,7 @@ def echo(
     run.check_family(family)
     pick_device(distil.device)
     initial = read_start(run.start_files(), family, distil)
+    check_learns(distil, family, initial)
     run.declare_echo(settings)
     if run.is_finished("echo"):
         return run

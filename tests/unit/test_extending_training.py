@@ -11,6 +11,8 @@ from echodistill_core.errors import InputError
 from echodistill_core.losses.objectives import LOSS_TERMS, LossTerm
 from echodistill_core.models.hub import HUB
 from echodistill_core.perception.backbones import SPECS, TINY_SPECS
+from echodistill_core.settings import TrainSettings, affecting_result
+from echodistill_core.training.identity import fingerprint_of
 from echodistill_core.training.run import open_run
 from echodistill_core.training.steps import iterate
 
@@ -123,3 +125,40 @@ def test_an_unknown_critic_is_refused(photographs, tmp_path, capsys):
     assert main([*command, "--extra-critics", "nothing=1", "--out", str(tmp_path / "run")]) != 0
     assert "nothing" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["step", "mse", "alignment", "adv_x", "a=b"])
+def test_a_loss_term_cannot_take_a_column_of_the_log(name):
+    with pytest.raises(InputError, match="loss term"):
+        LOSS_TERMS.register(name, LossTerm("latents", lambda student, teacher: student.mean((1, 2, 3))))
+
+
+@pytest.mark.parametrize("name", ["dino.v3", "keys", "a=b", "a b"])
+def test_a_backbones_name_can_be_a_critics(name):
+    with pytest.raises(InputError, match="backbone"):
+        SPECS.register(name, SPECS["dino"])
+
+
+def test_the_papers_critics_have_settings_of_their_own():
+    with pytest.raises(InputError, match="dino_weight"):
+        TrainSettings(extra_critics="dino=2")
+
+
+def test_the_echo_of_a_run_whose_term_is_not_registered_changes_nothing(add, photographs, tmp_path, capsys):
+    add(LOSS)
+    command = ["train", "--family", "tiny", "--photos", str(photographs), "--class-noun", "dog", "--iterations", "1"]
+    assert main([*command, "--extra-losses", "l1=1", "--out", str(tmp_path / "run")]) == 0
+    record = (tmp_path / "run" / "run.json").read_bytes()
+    part = LOSS_TERMS["l1"]
+    LOSS_TERMS.unregister("l1")
+    assert main(["echo", str(tmp_path / "run"), "--iterations", "1"]) != 0
+    assert "l1" in capsys.readouterr().err
+    assert (tmp_path / "run" / "run.json").read_bytes() == record
+    LOSS_TERMS.register("l1", part)
+
+
+def test_settings_that_are_newer_than_the_first_runs_keep_their_fingerprints():
+    """The literal is the fingerprint that these settings had before extra_losses and extra_critics."""
+    assert fingerprint_of(affecting_result(TrainSettings(class_noun="dog"))) == "1b31685457547996"
+    for name in ("extra_losses", "extra_critics"):
+        assert name in affecting_result(TrainSettings(class_noun="dog", **{name: "part=1"}))

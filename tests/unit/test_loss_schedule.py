@@ -56,17 +56,17 @@ def test_terms_that_are_off_need_nothing(off, align, needs_images):
 
 
 def test_registered_terms_follow_the_schedule_of_what_they_compare():
-    LOSS_TERMS.register("of_latents", LossTerm("latents", latent_mse))
-    LOSS_TERMS.register("of_images", LossTerm("images", latent_mse))
+    LOSS_TERMS.register("of-latents", LossTerm("latents", latent_mse))
+    LOSS_TERMS.register("of-images", LossTerm("images", latent_mse))
     try:
-        settings = TrainSettings(extra_losses="of_latents=0.5 of_images=2", image_every=2)
+        settings = TrainSettings(extra_losses="of-latents=0.5 of-images=2", image_every=2)
         both, latents = (weights_at(settings, i) for i in range(2))
-        assert (both.latents, both.images) == ({"of_latents": 0.5}, {"of_images": 2.0})
-        assert (latents.latents, latents.images) == ({"of_latents": 0.5}, {})
-        assert not weights_at(TrainSettings(extra_losses="of_latents=0"), 0).latents
+        assert (both.latents, both.images) == ({"of-latents": 0.5}, {"of-images": 2.0})
+        assert (latents.latents, latents.images) == ({"of-latents": 0.5}, {})
+        assert not weights_at(TrainSettings(extra_losses="of-latents=0"), 0).latents
     finally:
-        LOSS_TERMS.unregister("of_latents")
-        LOSS_TERMS.unregister("of_images")
+        LOSS_TERMS.unregister("of-latents")
+        LOSS_TERMS.unregister("of-images")
 
 
 @pytest.mark.parametrize("text", ["lpips", "=1", "a=-1", "a=nan", "a=1 a=2", "a=x"])

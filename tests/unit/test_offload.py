@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from echodistill_core.training import build
 from echodistill_core.training.compute import CheckpointedSequential
 from echodistill_core.training.offload import ModelOffloader
+from echodistill_core.training.samples import sample_images
 
 
 def test_layers_give_value_and_gradient_of_their_chain():
@@ -50,8 +52,7 @@ def test_one_network_is_loaded_at_a_time_and_trained_parameters_stay():
     x = torch.randn(3, 4)
     expected = [network(x) for network in networks]
     trained = [network[1].weight for network in networks]
-    other = nn.Identity()
-    offloader = ModelOffloader(networks, torch.device("cpu"), before=[other])
+    offloader = ModelOffloader(networks, torch.device("cpu"))
 
     def sizes():
         return [network[0].weight.numel() for network in networks]
@@ -63,9 +64,29 @@ def test_one_network_is_loaded_at_a_time_and_trained_parameters_stay():
         assert sizes() == [16 * (i == 0), 16 * (i == 1)]
     out.sum().backward()
     assert networks[0][1].weight.grad is not None
-    other(x)
+    offloader.offload()
     assert sizes() == [0, 0]
     assert all(network[1].weight is weight for network, weight in zip(networks, trained, strict=True))
     offloader.remove()
     with pytest.raises(RuntimeError):
         networks[0](x)  # no hook loads the weights any more
+
+
+def test_samples_of_one_network_do_not_move_it_between_images(tiny_state, monkeypatch):
+    """A pool or a preview decodes each image; the student's weights stay on the device meanwhile."""
+    monkeypatch.setattr(build, "ONE_MEMORY", ())
+    state, loads = tiny_state(memory_mode="low"), []
+    load = ModelOffloader._load
+
+    def counted(self, network, *rest):
+        if network is not self._loaded:
+            loads.append(network)
+        return load(self, network, *rest)
+
+    for hook in state.compute.offloader._hooks:
+        hook.remove()
+    offloader = state.compute.offloader
+    for unet in (state.family.student.unet, state.family.teacher.unet):
+        unet.register_forward_pre_hook(lambda network, given: counted(offloader, network, given))
+    sample_images(state, "student", ["a dog"] * 4, 0, 64, 1)
+    assert loads == [state.family.student.unet]

@@ -1,4 +1,4 @@
-"""Logs of version 0.1.0 are read under today's names."""
+"""Logs with the losses' earlier names are read under the present names; other names stay as they are."""
 
 from echodistill_core.training.run import Run
 
@@ -28,5 +28,6 @@ def test_an_old_log_has_todays_names_and_goes_on_with_them(tmp_path):
     run = Run(tmp_path, {})
     assert run.read_log("distil") == [NEW, {**NEW, "step": 2}]
     run.rewind_log("distil", 1)
-    run.log("distil", ({"step": 2, "adv_dino": 0.5},))
-    assert run.read_log("distil") == [NEW, {"step": 2, "adv_dino": 0.5}]
+    later = {"step": 2, "adv_dino": 0.5, "image-gradient": 1.0, "adv_registers": 2.0}
+    run.log("distil", (later,))
+    assert run.read_log("distil") == [NEW, later]

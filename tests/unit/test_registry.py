@@ -14,9 +14,9 @@ def test_it_is_a_mapping_in_order_of_registration():
     assert "a" not in found
 
 
-@pytest.mark.parametrize("name", ["b", ""])
-def test_a_name_is_registered_once_and_is_not_empty(name):
-    found = Registry("part", {"b": 1})
+@pytest.mark.parametrize("name", ["b", "", "step", "a=b", "a b"])
+def test_names_that_are_taken_reserved_or_malformed_are_refused(name):
+    found = Registry("part", {"b": 1}, pattern="[a-z]+", reserved=("step",))
     with pytest.raises(InputError, match="part"):
         found.register(name, 2)
     assert dict(found) == {"b": 1}

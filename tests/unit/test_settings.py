@@ -22,7 +22,7 @@ def name(case):
 def test_every_field_has_a_reason_and_the_same_metadata(case):
     _, field = case
     assert field.metadata["reason"]
-    assert set(field.metadata) == {"reason", "unit", "low", "high", "choices", "affects_result"}
+    assert set(field.metadata) == {"reason", "unit", "low", "high", "choices", "affects_result", "omit_default"}
 
 
 @pytest.mark.parametrize("case", ALL, ids=name)
@@ -167,6 +167,7 @@ def test_determining_leaves_out_what_cannot_change_a_result():
     left_out = {f.name for f in dataclasses.fields(TrainSettings)} - affecting_result(TrainSettings()).keys()
     assert left_out == {
         "preset",
+        *("extra_losses", "extra_critics"),  # empty here
         "device",
         "memory_mode",
         "log_every",

@@ -68,6 +68,24 @@ def test_a_resumed_stage_discards_what_it_computes_again(board, tmp_path):
     assert scalars(read(tmp_path / "board" / "distil"), "loss/recon_teacher") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
+def test_a_preview_before_the_first_log_of_a_resumed_stage_leaves_no_point_twice(board, tmp_path):
+    board(LossesLogged("distil", tuple({"step": i, "recon_teacher": 1.0} for i in range(1, 15))))
+    board.close()
+    resumed = TensorBoard(tmp_path / "board")
+    resumed(StepDone("distil", 11, 20, {}))
+    resumed(PreviewReady("distil", 12, torch.zeros(1, 3, 4, 4)))
+    resumed(LossesLogged("distil", tuple({"step": i, "recon_teacher": 2.0} for i in range(11, 15))))
+    resumed.close()
+    found = scalars(read(tmp_path / "board" / "distil"), "loss/recon_teacher")
+    assert found == [(i, 1.0 if i < 11 else 2.0) for i in range(1, 15)]
+
+
+def test_the_folder_is_not_there_before_the_first_event(tmp_path):
+    pytest.importorskip("tensorboard")
+    TensorBoard(tmp_path / "run" / "board").close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_follows_a_run(tmp_path, train_tiny):
     pytest.importorskip("tensorboard")
     board = TensorBoard(tmp_path / "board")

@@ -71,6 +71,12 @@ def test_one_text_fills_a_flag_that_takes_several():
     assert options("sample", "RUN", "--config", "options.toml")["prompt"] == ["a <new1> dog"]
 
 
+def test_texts_of_a_list_may_begin_with_dashes_and_a_byte_order_mark_is_read():
+    write("\ufeffphotos = ['--a', '-b', 'c']\naugment = false\nflip = true\n")
+    found = options("train", "--config", "options.toml")
+    assert (found["photos"], found["augment"], found["flip"]) == (["--a", "-b", "c"], False, True)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -82,6 +88,7 @@ def test_one_text_fills_a_flag_that_takes_several():
         ("iterations = 1.5", ["'iterations'", "expected a whole number"]),
         ("placeholder = 5", ["'placeholder'", "expected a text"]),
         ("augment = 1", ["'augment'", "expected true or false"]),
+        ("no-augment = false", ["'no-augment'", "augment"]),
         ("trainable = 'everything'", ["'trainable'", "invalid choice", "kv+token"]),
         ("iterations = [5]", ["'iterations'"]),
         ("photos = [1]", ["'photos'", "expected a text"]),
@@ -133,6 +140,19 @@ def test_a_flag_changes_a_repeated_run(undisturbed):
     first, other = open_run(undisturbed), open_run("OTHER")
     differing = {n for n, v in other.record["identity"].items() if first.record["identity"][n] != v}
     assert differing == {"iterations", "seed"}
+
+
+def test_a_preset_does_not_change_a_repeated_run(undisturbed, capsys):
+    command = ["train", "--config", undisturbed / "run.json", "--preset", "tuned", "--out", "AGAIN"]
+    refused(capsys, command, "--preset", "run.json", out="AGAIN")
+
+
+def test_a_record_of_other_models_is_refused(undisturbed, capsys):
+    run = shutil.copytree(undisturbed, Path("OTHER"))
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record["identity"]["student_weights"] = "0" * 16
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    refused(capsys, ["train", "--config", run / "run.json", "--out", "AGAIN"], "OTHER", "student_weights", out="AGAIN")
 
 
 def test_a_record_with_changed_photographs_is_refused(undisturbed, capsys):

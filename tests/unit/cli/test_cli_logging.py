@@ -8,11 +8,13 @@ from pathlib import Path
 from command_line import adapter_of, train_command
 
 from echodistill_core import logs
-from echodistill_core.cli import main
+from echodistill_core.cli import commands, main
+from echodistill_core.models.open import open_family
 from echodistill_core.tensorfile import read_tensors
 
 
-def test_verbose_logs_models_folder_stage_and_files(photographs, capsys):
+def test_verbose_logs_models_folder_stage_and_files(photographs, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "open_family", open_family)  # not the fixtures' copy of an opened one
     assert main(train_command(photographs, "RUN", "-v", iterations=2)) == 0
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -42,9 +42,10 @@ def reopened(folder, pictures=None, **overrides):
     return resume.create_or_resume(folder, chosen, SOURCES, images, family)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in affecting_result(settings()) if n not in ("resolution", "max_photographs")]
-)
+DETERMINING = (*affecting_result(settings()), "extra_losses", "extra_critics")  # the last two are empty by default
+
+
+@pytest.mark.parametrize("name", [n for n in DETERMINING if n not in ("resolution", "max_photographs")])
 def test_a_setting_that_determines_the_result_is_refused_by_name(folder, name):
     field = next(f for f in dataclasses.fields(TrainSettings) if f.name == name)
     value, before = other_value(field), tree(folder)
@@ -74,7 +75,7 @@ def test_a_changed_run_is_refused_before_it_is_touched(folder, overrides, named)
 
 @pytest.mark.parametrize(
     "name",
-    [f.name for f in dataclasses.fields(TrainSettings) if f.name not in ("preset", *affecting_result(settings()))],
+    [f.name for f in dataclasses.fields(TrainSettings) if f.name not in ("preset", *DETERMINING)],
 )
 def test_a_setting_that_does_not_determine_the_result_may_change(folder, name):
     field = next(f for f in dataclasses.fields(TrainSettings) if f.name == name)
