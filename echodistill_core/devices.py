@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # an assertion: a PyTorch that was built without CUDA
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"device {quoted(name)} cannot be used ({reason}); expected auto, cpu, cuda or mps."
+            f"device {quoted(name)} cannot be used ({reason}); expected auto, cpu, cuda or mps: use auto or cpu."
         ) from error
     return device
 

@@ -32,8 +32,8 @@ TOKEN_KEYS = ("clip_h", "clip_l")
 MAX_CHARACTERS = 1000  # of a placeholder or a class noun
 FLOAT_TYPES = ("F32", "F16", "BF16")
 NOTICE = (
-    "Trained on a person's photographs of a particular subject; share it only with the right to. It is a derivative of "
-    "its base models and under their licences."
+    "Trained on someone's photographs of a particular subject; share it only if you have the right to. It is a "
+    "derivative of its base models, whose licences apply."
 )
 REQUIRED = ("format", "format_version", "role", "placeholder", "class_noun", "base_fingerprint", "text_fingerprint")
 

@@ -67,6 +67,10 @@ def apply_config(path: Path, command: str, parser: argparse.ArgumentParser, fres
     seen: dict[str, str] = {}
     for key, value in values.items():
         name = key.replace("_", "-")
+        if isinstance(value, dict):
+            raise InputError(
+                f"config {path} has the table {quoted(key)}; expected keys outside of tables: move them out."
+            )
         if name not in options:
             raise InputError(
                 f"config {path} has the unknown key {quoted(key)}{nearest(name, options)}; see echodistill {command} "
@@ -110,9 +114,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise InputError(f"config {path} {why_missing(path)}; expected a TOML file or a run's run.json.") from None
+        raise InputError(
+            f"config {path} {why_missing(path)}; expected a TOML file or a run's run.json; correct --config."
+        ) from None
     except OSError as error:
-        raise InputError(f"config {path} cannot be read ({error.strerror}); expected a TOML file.") from error
+        raise InputError(
+            f"config {path} cannot be read ({error.strerror}); expected a TOML file or a run's run.json; correct "
+            "--config."
+        ) from error
     except ValueError as error:  # TOML's and UTF-8's errors are ValueErrors
         raise InputError(f"config {path} is not TOML ({error}); correct the file.") from error
 

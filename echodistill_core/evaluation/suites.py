@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import diffusers
 import torch
 import transformers
 
-from ..errors import InputError
+from ..errors import InputError, Notice
 from ..files import write_json
 from ..messages import quoted
 from ..miniature.concepts import CONCEPTS, DEVELOPMENT, EVALUATION
@@ -69,6 +70,8 @@ def bench(folder: Path, suite: Suite, *, workers: int, command: str, log: Callab
 
 def suite_named(name: str) -> Suite:
     """The suite of this name or earlier name. Raises InputError for an unknown name, suggesting the nearest."""
+    if name in ALIASES:
+        warnings.warn(f"the suite {name} is now called {ALIASES[name]}", category=Notice, stacklevel=2)
     name = ALIASES.get(name, name)
     if name not in SUITES:
         raise InputError(f"--suite is {quoted(name)}; expected one of {', '.join(SUITES)}{nearest(name, SUITES)}.")

@@ -18,7 +18,8 @@ SCALES = (
 INTERVALS = (
     "± is the half-width of the 95 % confidence interval by Student's t over concepts; each concept contributes its "
     "mean over training seeds. Diverged runs count only in the column of that name. An ordering agrees where the 95 % "
-    "interval of the paired difference, over the same concepts and seeds, lies above 0."
+    "interval of the paired difference, over the same concepts and seeds, lies above 0. It agrees within the interval "
+    "where only the mean difference lies above 0 (not significant), and does not hold otherwise."
 )
 SEEDS_APART = "DINO, SD over seeds"
 

@@ -125,7 +125,11 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
     fingerprint: of the run's stage.
     Raises InputError if the file is damaged, belongs to another run, or lacks a tensor of the state.
     """
-    metadata = read_header(path).metadata
+    try:
+        metadata, tensors = read_header(path).metadata, read_tensors(path)
+    except InputError as error:
+        reason = str(error).rpartition("; ")[0]
+        raise InputError(f"{reason}; delete this checkpoint, and the same command starts the stage anew.") from error
     if metadata.get("format") != "echodistill-checkpoint" or metadata.get("format_version") != FORMAT_VERSION:
         raise InputError(f"{path} is no checkpoint of this version of EchoDistill; train again into a new folder.")
     if metadata.get("fingerprint") != fingerprint:
@@ -133,7 +137,6 @@ def load_checkpoint(path: Path, state: TrainState, fingerprint: str) -> None:
             f"{path} belongs to another run (fingerprint {shortened(metadata.get('fingerprint'))}, expected "
             f"{fingerprint}); choose the folder that it was written in."
         )
-    tensors = read_tensors(path)
     contents = {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
     if metadata.pop("digest", "") != _digest(metadata, contents):
         raise InputError(
