@@ -60,8 +60,8 @@ def check_learns(settings: TrainSettings, family: Family, started: Collection[st
         if name not in LOSS_TERMS:
             known = ", ".join(LOSS_TERMS) or "none is registered"
             raise InputError(
-                f"setting extra_losses names {quoted(name)}; expected a registered loss term: {known}; run the file that "
-                "registers it in place of echodistill, or import it first."
+                f"setting extra_losses names {quoted(name)}; expected a registered loss term: {known}; run the file "
+                "that registers it in place of echodistill, or import it first."
             )
     if needs_teacher(settings, started) and family.teacher is None:
         raise InputError("these settings need a teacher and none was given; give one, or set its weights to 0.")
