@@ -1,4 +1,7 @@
-"""Atomic file writes: a full disk, a crash or a kill leaves the old file or the new one, never a partial one."""
+"""Atomic file writes: a full disk, a crash or a kill leaves the old file or the new one, never a partial one.
+
+Written by hand for safety: temporary file, fsync and os.replace, for files and folders, with errors that name the path.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Resolves names from widgets to paths inside ComfyUI's folders.
 
 Anyone who can reach the server can queue a prompt. So a name from a widget must be in a list made by this module, and
-its real path, with links followed, must lie inside the listed folder.
+its real path, with links followed, must lie inside the listed folder. The check is written by hand for safety, so that
+it does not depend on ComfyUI's version.
 """
 
 from __future__ import annotations
