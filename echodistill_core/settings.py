@@ -47,6 +47,7 @@ def setting(
 
 TRAINABLE = ("token", "kv", "kv+token", "lora", "lora+token", "full", "full+token")
 PRECISIONS = ("fp32", "bf16")
+CRITICS = ("dino", "dinov2", "clip")  # the paper's, each with a setting <critic>_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,13 +238,13 @@ class TrainSettings:
         check_fields(self)
         weights_by_name("extra_losses", self.extra_losses)
         for critic in weights_by_name("extra_critics", self.extra_critics):
-            if critic in ("dino", "dinov2", "clip"):
+            if critic in CRITICS:
                 raise InputError(f"setting extra_critics has {quoted(critic)}; set {critic}_weight instead.")
 
     @property
     def critic_weights(self) -> dict[str, float]:
         """The active critics: backbone name -> weight in Eq. 6. Empty without an adversarial loss."""
-        weights = {"dino": self.dino_weight, "dinov2": self.dinov2_weight, "clip": self.clip_weight}
+        weights: dict[str, float] = {critic: getattr(self, f"{critic}_weight") for critic in CRITICS}
         weights |= weights_by_name("extra_critics", self.extra_critics)
         return {name: w for name, w in weights.items() if w > 0} if self.adversarial_weight > 0 else {}
 

@@ -170,7 +170,7 @@ def _damage_in_length(data: bytes, start: int, end: int) -> str | None:
 def _compare_last_rows(data: bytes, start: int, end: int) -> str | None:
     kept = start + len(data[start:end].rstrip(b"\0\xff"))
     if kept - _SLACK > start and _last_row(data[: kept - _SLACK]).getbbox():
-        return "its pixels are followed by more data than the picture has room for"
+        return "more data follow its last row of pixels"
     if not _last_row(data[:end] + _READ_AHEAD).getbbox() and _last_row(data[:end] + b"\xff\xd9").getbbox():
         return "its pixels end before the last row"
     return None

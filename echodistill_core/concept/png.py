@@ -118,6 +118,7 @@ class _FileSegments(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Read bytes of one piece into the buffer. Returns their number; 0 at the end of the last piece."""
         if self._position < self._before:
             self._piece, self._before = 0, 0
         while self._piece < len(self._pieces):

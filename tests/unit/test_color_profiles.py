@@ -236,7 +236,8 @@ def test_parts_of_a_profile_missing_in_a_jpeg(tmp_path):
     data = (tmp_path / "a.jpg").read_bytes()
     at = data.index(b"ICC_PROFILE\0") + 12
     (tmp_path / "a.jpg").write_bytes(data[: at + 1] + b"\x02" + data[at + 2 :])  # the first of two parts
-    read(tmp_path / "a.jpg", "ignored, because it has parts missing")
+    found = read(tmp_path / "a.jpg", "ignored, because it has parts missing")
+    np.testing.assert_array_equal(found, np.asarray(Image.open(tmp_path / "a.jpg")))  # the pixels, taken for sRGB
 
 
 def test_one_warning_names_all_files(tmp_path):

@@ -274,7 +274,9 @@ def test_invisible_characters_in_a_placeholder_are_refused(placeholder):
 
 
 def test_a_prompt_that_just_fits_is_read_without_a_warning(encoder):
-    text = encoder.with_placeholders({"<new1>": 2})
+    text, longest = encoder.with_placeholders({"<new1>": 2}), "<new1> " + "very " * 72 + "wooden"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        text.warn_truncated(["<new1> " + "very " * 72 + "wooden", "", "a <new1> dog"])
+        text.warn_truncated([longest, "", "a <new1> dog"])
+    assert int(text.tokenize([longest])[0, -1]) == encoder.tokenizer.eos_token_id  # 77 tokens, none cut off
+    assert int(text.tokenize([longest])[0, -2]) == int(encoder.tokenize(["wooden"])[0, 1])

@@ -68,9 +68,12 @@ def test_baselines_are_the_same_loop_with_one_term(train_tiny, tmp_path):
     assert set(run.read_log("distil")[0]) == {"step", "recon_student", "grad_norm_student"}
 
 
-def test_several_rows_start_at_the_mean_of_the_noun(tiny_state):
-    state = tiny_state(vectors=3, class_noun="coffee mug")
-    table, tokenizer = state.family.text.table, state.family.text.tokenizer
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_several_rows_start_at_the_mean_of_the_noun(tiny_family, tiny_state, precision):
+    """The mean of the table as loaded, also where the networks are then cast to bf16."""
+    table = tiny_family().text.table.clone()
+    state = tiny_state(vectors=3, class_noun="coffee mug", precision=precision)
+    tokenizer = state.family.text.tokenizer
     ids = tokenizer("coffee mug", add_special_tokens=False).input_ids
     assert len(ids) == 2
     expected = (table[ids[0]] + table[ids[1]]) / 2
